@@ -1,0 +1,100 @@
+"""``python -m accelerator --enclave FD --model FILE``: the untrusted worker. Serves until its socket closes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import numpy as np
+
+from accelerator.backends import Backend, create
+from accelerator.recorder import Recorder
+from shadownet.wire import arena as shared
+from shadownet.wire.channel import Channel, Closed
+from shadownet.wire.errors import Error, WorkerError
+from shadownet.wire.tensors import parse_shape
+
+
+class Worker:
+    """Answers one enclave: set-up over the socket, layers over the arena."""
+
+    def __init__(self, enclave: Channel, backend: Backend, spin_s: float, recorder: Recorder | None) -> None:
+        self._enclave, self._backend, self._spin_s, self._recorder = enclave, backend, spin_s, recorder
+        self._callee: shared.Callee | None = None
+
+    def serve(self) -> None:
+        while True:
+            layer = self._callee.next() if self._callee else None
+            if layer is None:
+                self._control()
+            else:
+                self._run(layer)
+
+    def _run(self, layer: int) -> None:
+        assert self._callee is not None
+        try:
+            self._backend.run(layer)
+        except (RuntimeError, ValueError, IndexError):
+            self._callee.answer(shared.FAILED)
+            return
+        if self._recorder is not None and layer < len(self._layers):
+            self._recorder.record(*self._layers[layer])
+        self._callee.answer(shared.OK)
+
+    def _control(self) -> None:
+        request, _, fds = self._enclave.receive(None)
+        if request.get("do") != "open" or len(fds) != 3:
+            raise WorkerError("the enclave sent an unknown request")
+        arena = shared.Arena.attach(fds[0])
+        try:
+            self._layers = [_views(arena, record, request) for record in request["layers"]]
+            self._backend.open(self._layers)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            self._enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
+            return
+        bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), self._spin_s)
+        self._callee = shared.Callee(arena.words(), bell)
+        self._enclave.send({"ok": True})
+
+
+def _views(arena: shared.Arena, record: dict[str, Any], request: dict[str, Any]) -> tuple[str, Any, Any]:
+    inp = arena.array(int(request["input"]), parse_shape(record["input"]), np.float32)
+    out = arena.array(int(request["output"]), parse_shape(record["output"]), np.float32)
+    return str(record["signature"]), inp, out
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m accelerator", description=__doc__)
+    parser.add_argument("--enclave", type=int, required=True, metavar="FD", help="socket to the enclave")
+    parser.add_argument("--model", required=True, metavar="FILE", help="the public model, accelerator.tflite")
+    parser.add_argument("--backend", default="litert-cpu", help="default: %(default)s")
+    parser.add_argument("--num_threads", type=int, default=1, metavar="N")
+    parser.add_argument("--spin", type=float, default=0.0, metavar="SECONDS", help="poll this long before sleeping")
+    parser.add_argument("--record", metavar="FILE", help="write every byte that crosses to this .npz file")
+    args = parser.parse_args(argv)
+    enclave = Channel.from_fd(args.enclave, "enclave")
+    try:
+        backend = create(args.backend, args.model, args.num_threads)
+    except (RuntimeError, ValueError, ImportError) as error:
+        enclave.receive(None)
+        enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
+        return 3
+    recorder = Recorder(args.record) if args.record else None
+    try:
+        Worker(enclave, backend, args.spin, recorder).serve()
+    except Closed:
+        pass  # the enclave is done with us
+    except Error as error:
+        print(f"accelerator: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if recorder is not None:
+            recorder.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

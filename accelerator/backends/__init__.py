@@ -1,0 +1,30 @@
+"""Backends: ways to run the public model. Each takes the model's path and a number of threads."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Backend(Protocol):
+    """Runs one layer at a time, reading and writing float32 views of the shared arena."""
+
+    def open(self, layers: list[tuple[str, Array, Array]]) -> None:
+        """Prepare layers: (signature, input view, output view) each. Raises ``ValueError`` if one does not fit."""
+        ...
+
+    def run(self, layer: int) -> None:
+        """Compute a layer's output view from its input view."""
+        ...
+
+
+def create(name: str, model: str, num_threads: int) -> Backend:
+    """Make the backend ``name``. Raises ``ValueError`` if there is none or it cannot start."""
+    if name == "litert-cpu":
+        from accelerator.backends.litert_cpu import LiteRtCpu
+
+        return LiteRtCpu(model, num_threads)
+    raise ValueError(f"there is no accelerator {name!r}; this version has litert-cpu")

@@ -1,0 +1,172 @@
+"""``python -m enclave --app FD [--accelerator FD]``: the trusted worker.
+
+Serves one app over a socket pair until it goes away. Whatever goes wrong with the accelerator ends this process:
+no further output, no second chance, and the masks go with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enclave import container, sealing
+from enclave.executor import Executor
+from enclave.hardening import drop_privileges, limit_memory
+from enclave.keys import load
+from enclave.link import Accelerator
+from shadownet.wire import errors
+from shadownet.wire.arena import Arena, aligned
+from shadownet.wire.channel import Channel, Closed
+from shadownet.wire.tensors import DTYPES, TensorSpec, parse_shape
+
+Array = np.ndarray[Any, Any]
+
+
+class Worker:
+    """One opened bundle. Each public method answers one request of the app: (reply, tensors, descriptors)."""
+
+    def __init__(self, accelerator: Channel | None) -> None:
+        self._accelerator = accelerator
+        self._arena: Arena | None = None
+        self._interface: tuple[list[TensorSpec], list[TensorSpec]] | None = None
+
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Unseal the bundle and load it. The key is read here and nowhere else."""
+        if request["enclave_memory"]:
+            limit_memory(int(request["enclave_memory"]))
+        header, plaintext = sealing.unseal(Path(request["bundle"]), load(Path(request["key"])))
+        program, blobs = container.unpack(plaintext)
+        link = None
+        if self._accelerator is not None:
+            link = Accelerator(self._accelerator, float(request["deadline_s"]), float(request["spin_s"]))
+        self._link = link
+        self._executor = Executor(
+            program, blobs, int(request["num_threads"]), link, bool(request["mask_input"]), int(request["mask_memory"])
+        )
+        return {
+            "entries": {
+                key: [[spec.to_json() for spec in side] for side in (entry.inputs, entry.outputs)]
+                for key, entry in self._executor.entries.items()
+            },
+            "signatures": program["signatures"],
+        }
+
+    def allocate(self, request: dict[str, Any]) -> tuple[dict[str, Any], Arena]:
+        """Fix the input shapes of one entry, lay out the app's arena and hand it over."""
+        self._entry = int(request["entry"])
+        if self._entry not in self._executor.entries:
+            raise errors.InputError("the model has no such subgraph")
+        shapes = [parse_shape(s) for s in request["shapes"]]
+        self._interface = self._executor.allocate(self._entry, shapes)
+        offsets, end = [], 0
+        for spec in (*self._interface[0], *self._interface[1]):
+            offsets.append(end)
+            end += aligned(spec.nbytes)
+        if self._arena is not None:
+            self._arena.close()
+        self._arena = Arena.create(end, "app")
+        count = len(self._interface[0])
+        self._offsets = offsets[:count], offsets[count:]
+        sides = [[spec.to_json() for spec in side] for side in self._interface]
+        return {"inputs": sides[0], "outputs": sides[1], "offsets": self._offsets}, self._arena
+
+    def invoke(self, strings: list[Array]) -> tuple[dict[str, Any], list[Array]]:
+        """Run once: fixed-size tensors through the app's arena, others with the message."""
+        if self._interface is None or self._arena is None:
+            raise errors.InputError("call allocate_tensors() first")
+        waiting = iter(strings)
+        inputs = []
+        for spec, offset in zip(self._interface[0], self._offsets[0], strict=True):
+            if spec.dtype == "string":
+                inputs.append(next(waiting))
+            else:  # a private copy: the app may write while we read
+                inputs.append(np.array(self._arena.array(offset, spec.shape, DTYPES[spec.dtype])))
+        outputs = self._executor.invoke(self._entry, inputs)
+        attached = []
+        for spec, offset, value in zip(self._interface[1], self._offsets[1], outputs, strict=True):
+            if spec.dynamic or spec.dtype == "string" or value.shape != spec.shape:
+                attached.append(value)
+            else:
+                np.copyto(self._arena.array(offset, spec.shape, DTYPES[spec.dtype]), value)
+        shapes = [list(value.shape) for value in outputs]
+        return {"shapes": shapes}, attached
+
+    def prepare(self, sets: int) -> dict[str, Any]:
+        if self._interface is None:
+            raise errors.InputError("call allocate_tensors() first")
+        self._executor.masks.prepare(sets)
+        return {"ready": len(self._executor.masks), "bytes": self._executor.masks.nbytes}
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: what crossed, how often, and where the time went (seconds)."""
+        link = self._link
+        return {
+            "crossings": link.crossings if link else 0,
+            "bytes_to_accelerator": link.bytes_out if link else 0,
+            "bytes_from_accelerator": link.bytes_in if link else 0,
+            "accelerator_seconds": link.seconds if link else 0.0,
+            "total_seconds": self._executor.seconds,
+            "masks_ready": len(self._executor.masks),
+            "masks_made_inline": self._executor.masks.made_inline,
+        }
+
+    def serve(self, app: Channel) -> None:
+        """Answer requests until the app goes away; final errors are reported and end the loop."""
+        while True:
+            request, tensors, _ = app.receive(None)
+            try:
+                self._answer(app, request, tensors)
+            except (errors.IntegrityError, errors.WorkerError) as error:
+                app.send({"error": errors.pack(error), "final": True})
+                return
+            except errors.Error as error:
+                app.send({"error": errors.pack(error)})
+            except MemoryError:
+                error = errors.InputError(
+                    "the enclave's memory limit is too small for this model", "allow more with --enclave-memory"
+                )
+                app.send({"error": errors.pack(error)})
+
+    def _answer(self, app: Channel, request: dict[str, Any], tensors: list[Array]) -> None:
+        verb = request.get("do")
+        if verb == "invoke":
+            reply, attached = self.invoke(tensors)
+            app.send(reply, attached)
+        elif verb == "open":
+            app.send(self.open(request))
+        elif verb == "allocate":
+            reply, arena = self.allocate(request)
+            app.send(reply, fds=(arena.fd,))
+        elif verb == "prepare":
+            app.send(self.prepare(int(request["sets"])))
+        elif verb == "reset":
+            self._executor.reset()
+            app.send({})
+        elif verb == "stats":
+            app.send(self.stats())
+        else:
+            raise errors.WorkerError("the app sent an unknown request")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
+    parser.add_argument("--app", type=int, required=True, metavar="FD", help="socket to the app")
+    parser.add_argument("--accelerator", type=int, metavar="FD", help="socket to the accelerator")
+    args = parser.parse_args(argv)
+    drop_privileges()
+    accelerator = None if args.accelerator is None else Channel.from_fd(args.accelerator, "accelerator")
+    try:
+        Worker(accelerator).serve(Channel.from_fd(args.app, "app"))
+    except Closed:
+        pass  # the app is done with us
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

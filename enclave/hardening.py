@@ -1,0 +1,27 @@
+"""What a plain Linux process can drop. It is no hardware isolation: root, and the kernel, still see everything."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+
+from shadownet.wire.errors import WorkerError
+
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+
+
+def drop_privileges() -> None:
+    """No core dump, no ptrace or /proc/PID/mem by the same user, no new privileges, no environment."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise WorkerError("the enclave process cannot be hardened on this system")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ.clear()
+
+
+def limit_memory(budget: int) -> None:
+    """Allow ``budget`` bytes of address space beyond what the process has mapped now (Python and libraries)."""
+    with open("/proc/self/statm") as file:
+        baseline = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (baseline + budget, baseline + budget))

@@ -1,0 +1,158 @@
+"""Sealed files, as FORMAT.md specifies them: AES-256-GCM in chunks under a key derived from the device key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
+from Crypto.Protocol.KDF import HKDF
+
+from shadownet.wire.errors import BundleError
+
+MAGIC, VERSION = b"SHADOWNT", 1
+CHUNK = 16 << 20
+MAX_HEADER, MAX_SIZE = 4096, 1 << 34
+_FIXED = struct.Struct("<8sHH")
+_TAG = 16
+
+MANIFEST, ACCELERATOR, SEALED = "manifest.json", "accelerator.tflite", "enclave.sealed"
+REFUSED = "the bundle cannot be opened: the key is not the one it was sealed for, or a file was changed"
+
+
+@dataclass(frozen=True)
+class Header:
+    """The authenticated header. ``manifest`` and ``accelerator`` are SHA-256 in hex."""
+
+    bundle: str
+    manifest: str
+    accelerator: str | None
+    salt: str
+    chunk: int
+    size: int
+
+    def encode(self) -> bytes:
+        body = json.dumps(vars(self), sort_keys=True, separators=(",", ":")).encode()
+        return _FIXED.pack(MAGIC, VERSION, len(body)) + body
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path, plaintext: bytes | bytearray, device_key: bytes, bundle: str, public: Path) -> None:
+    """Write ``plaintext`` to ``path``, bound to the public files in the directory ``public``.
+
+    Raises ``OSError`` if the file cannot be written; the caller removes what is there then.
+    """
+    accelerator = public / ACCELERATOR
+    header = Header(
+        bundle, file_sha256(public / MANIFEST), file_sha256(accelerator) if accelerator.exists() else None,
+        os.urandom(32).hex(), CHUNK, len(plaintext),
+    )  # fmt: skip
+    aad, key = header.encode(), _derive(device_key, header.salt)
+    view = memoryview(plaintext)
+    with open(path, "xb", opener=_private) as file:
+        file.write(aad)
+        for number, start in enumerate(range(0, len(view), CHUNK)):
+            cipher = _cipher(key, number, start + CHUNK >= len(view), aad)
+            ciphertext, tag = cipher.encrypt_and_digest(view[start : start + CHUNK])
+            file.write(ciphertext)
+            file.write(tag)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def unseal(directory: Path, device_key: bytes) -> tuple[Header, bytearray]:
+    """Open the sealed half of a bundle and check the public half against it: (header, plaintext).
+
+    Raises ``BundleError``, the same for a wrong key and for a changed file.
+    """
+    try:
+        with open(directory / SEALED, "rb") as file:
+            header, aad = read_header(file)
+            plaintext = _decrypt(file, header, aad, _derive(device_key, header.salt))
+        if file_sha256(directory / MANIFEST) != header.manifest:
+            raise BundleError(REFUSED)
+        if header.accelerator is not None and file_sha256(directory / ACCELERATOR) != header.accelerator:
+            raise BundleError(REFUSED)
+    except FileNotFoundError as error:
+        raise BundleError(f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one") from None
+    except OSError as error:
+        raise BundleError(f"the bundle cannot be read: {error.strerror}") from None
+    return header, plaintext
+
+
+def read_header(file: BinaryIO) -> tuple[Header, bytes]:
+    """Parse the header of a sealed file: (header, its bytes). Nothing in it is authenticated yet."""
+    fixed = file.read(_FIXED.size)
+    if len(fixed) < _FIXED.size or fixed[:8] != MAGIC:
+        raise BundleError(f"{SEALED} is not a sealed file", "is this a bundle? convert makes one")
+    _, version, length = _FIXED.unpack(fixed)
+    if version != VERSION:
+        raise BundleError(
+            f"the bundle has format version {version}, this program reads version {VERSION}", "convert the model again"
+        )
+    body = file.read(length) if 0 < length <= MAX_HEADER else b""
+    if not body or len(body) != length:
+        raise BundleError(REFUSED)
+    return _parse_header(body), fixed + body
+
+
+def _parse_header(body: bytes) -> Header:
+    try:
+        record: Any = json.loads(body)
+        header = Header(**record)
+        hexes = [(header.bundle, 32), (header.manifest, 64), (header.salt, 64)]
+        hexes += [(header.accelerator, 64)] if header.accelerator is not None else []
+        sound = all(isinstance(h, str) and len(h) == n and bytes.fromhex(h) for h, n in hexes)
+        sound = sound and type(header.chunk) is int and 1 << 16 <= header.chunk <= 1 << 26
+        sound = sound and type(header.size) is int and 1 <= header.size <= MAX_SIZE
+    except (ValueError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise BundleError(REFUSED)
+    return header
+
+
+def _decrypt(file: BinaryIO, header: Header, aad: bytes, key: bytes) -> bytearray:
+    chunks = -(-header.size // header.chunk)
+    body = os.fstat(file.fileno()).st_size - len(aad)
+    if body != header.size + chunks * _TAG:  # before anything of that size is allocated
+        raise BundleError(REFUSED)
+    out = bytearray(header.size)
+    for number in range(chunks):
+        start = number * header.chunk
+        size = min(header.chunk, header.size - start)
+        data, tag = file.read(size), file.read(_TAG)
+        cipher = _cipher(key, number, number == chunks - 1, aad)
+        try:
+            cipher.decrypt(data, output=memoryview(out)[start : start + size])
+            cipher.verify(tag)
+        except ValueError:
+            raise BundleError(REFUSED) from None
+    return out
+
+
+def _derive(device_key: bytes, salt: str) -> bytes:
+    key = HKDF(device_key, 32, bytes.fromhex(salt), SHA256, context=b"shadownet/seal/v1")
+    assert isinstance(key, bytes)
+    return key
+
+
+def _cipher(key: bytes, number: int, last: bool, aad: bytes) -> Any:
+    cipher = AES.new(key, AES.MODE_GCM, nonce=number.to_bytes(11, "big") + bytes([last]), mac_len=_TAG)
+    cipher.update(aad)
+    return cipher
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

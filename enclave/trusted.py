@@ -1,0 +1,64 @@
+"""The enclave's own LiteRT interpreter over the trusted model: segments, and linear layers for pop masks.
+
+One model with many subgraphs in one interpreter, because variables and tables are shared between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from shadownet.wire.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+
+class TrustedModel:
+    """Runs subgraphs of the trusted model by index."""
+
+    def __init__(self, model: bytes, num_threads: int) -> None:
+        try:
+            self._interpreter = Interpreter(model_content=model, num_threads=num_threads)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT cannot load the trusted model: {first_line(error)}") from None
+        self._raw = self._interpreter._interpreter  # its methods take a subgraph, the public ones do not
+        self._ready: dict[int, tuple[tuple[int, ...], ...]] = {}
+
+    def shape(self, subgraph: int, tensor: int) -> tuple[int, ...]:
+        return tuple(int(d) for d in self._raw.TensorSize(tensor, subgraph))
+
+    def prepare(self, subgraph: int, inputs: list[int], shapes: list[tuple[int, ...]]) -> None:
+        """Give a subgraph's inputs these shapes and allocate it. Raises ``InputError`` if LiteRT refuses."""
+        if self._ready.get(subgraph) == tuple(shapes):
+            return
+        self._ready.pop(subgraph, None)
+        try:
+            for tensor, shape in zip(inputs, shapes, strict=True):
+                if self.shape(subgraph, tensor) != shape:
+                    self._raw.ResizeInputTensor(tensor, np.array(shape, np.int32), False, subgraph)
+            self._raw.AllocateTensors(subgraph)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT cannot run the model with these shapes: {first_line(error)}") from None
+        self._ready[subgraph] = tuple(shapes)
+
+    def run(self, subgraph: int, inputs: list[int], values: list[Array], outputs: list[int]) -> list[Array]:
+        """Run a subgraph; returns copies of its outputs. Raises ``InputError`` if LiteRT fails on these values."""
+        self.prepare(subgraph, inputs, [v.shape for v in values])
+        for tensor, value in zip(inputs, values, strict=True):
+            self._raw.SetTensor(tensor, value, subgraph)
+        try:
+            self._raw.Invoke(subgraph)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT failed on this input: {first_line(error)}") from None
+        return [self._raw.GetTensor(tensor, subgraph) for tensor in outputs]
+
+    def reset(self) -> None:
+        """Set variable tensors to zero, as ``tf.lite.Interpreter.reset_all_variables`` does."""
+        self._raw.ResetVariableTensors()
+
+
+def first_line(error: BaseException) -> str:
+    """An error of LiteRT's in one line."""
+    return (str(error).strip().splitlines() or ["unknown error"])[0][:300]

@@ -1,0 +1,52 @@
+"""Inputs: arrays from files, and random ones in a tensor's own shape and type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from shadownet.wire.errors import InputError
+from shadownet.wire.tensors import DTYPES, TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+def random_inputs(specs: list[TensorSpec], seed: int) -> list[Array]:
+    """Values that most models accept: floats in [-1, 1], small non-negative integers, all codes of 8-bit types."""
+    rng = np.random.default_rng(seed)
+    return [_random(spec, rng) for spec in specs]
+
+
+def _random(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    if spec.dtype == "string":
+        return np.full(spec.shape, b"shadow", object)
+    dtype = DTYPES[spec.dtype]
+    if dtype.kind in "fc":
+        return rng.uniform(-1, 1, spec.shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.random(spec.shape) < 0.5
+    if dtype.itemsize == 1 or (dtype.itemsize == 2 and spec.scale):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max + 1, spec.shape).astype(dtype)
+    return rng.integers(0, 2, spec.shape).astype(dtype)
+
+
+def split_batch(arrays: list[Array], specs: list[TensorSpec]) -> list[list[Array]]:
+    """Cut stacked samples [N, …] into N lists of tensors of the model's own shapes.
+
+    A sample may come with or without the model's batch dimension of 1. Raises ``InputError``.
+    """
+    counts = {len(a) if a.ndim else 0 for a in arrays}
+    if len(arrays) != len(specs) or len(counts) != 1:
+        raise InputError(f"the model has {len(specs)} inputs; give as many arrays with equally many samples")
+    samples = []
+    for i in range(counts.pop()):
+        sample = []
+        for array, spec in zip(arrays, specs, strict=True):
+            value = array[i]
+            if value.size != int(np.prod(spec.shape)):
+                raise InputError(f"input {spec.name!r} takes the shape {list(spec.shape)}, a sample has {list(value.shape)}")
+            sample.append(np.ascontiguousarray(value.reshape(spec.shape), DTYPES.get(spec.dtype)))
+        samples.append(sample)
+    return samples

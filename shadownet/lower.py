@@ -1,0 +1,178 @@
+"""Lowering: a tagged graph becomes the public model, the trusted model and the enclave's program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from enclave.rng import Rng
+from enclave.schemes import LayerWeights, Scheme
+from shadownet.graph import Graph, ModelWriter
+from shadownet.linear import LinearOp
+from shadownet.partition import Partition, Step
+from shadownet.progress import track
+from shadownet.wire.tensors import TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Lowered:
+    """Everything a bundle is made of. ``accelerator`` is b"" when nothing is outsourced."""
+
+    accelerator: bytes
+    program: dict[str, Any]
+    blobs: dict[str, Array]
+    layers: list[dict[str, Any]]  # the public description of each outsourced layer
+
+
+class Lowering:
+    """Lowers the partitions of all entries of one model. ``rms`` maps (entry, tensor) to its root mean square."""
+
+    def __init__(self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng) -> None:
+        self._graph, self._scheme, self._ratio, self._rng = graph, scheme, ratio, rng
+        self._public = ModelWriter("untrusted half of a shadownet bundle: transformed linear layers")
+        self._trusted = ModelWriter("trusted half of a shadownet bundle")
+        self._blobs: dict[str, Array] = {}
+        self._layers: list[dict[str, Any]] = []
+        self._described: list[dict[str, Any]] = []
+
+    def run(
+        self, partitions: dict[int, Partition], folded: dict[int, dict[int, Array]], rms: dict[int, dict[int, float]]
+    ) -> Lowered:
+        everything = [(e, p, lin) for e, p in partitions.items() for lin in p.linear]
+        dense = [lin for _, _, lin in everything if lin.kind in ("FULLY_CONNECTED", "BATCH_MATMUL")]
+        numbers: dict[int, int] = {}
+        for entry, part, lin in track(everything, "hiding layers"):
+            numbers[id(lin)] = len(self._layers)
+            self._layer(part, lin, folded[entry], rms[entry].get(lin.input, 1.0), bool(dense) and lin is dense[-1])
+        entries = {
+            str(entry): self._entry(part, [numbers.get(id(step.linear), -1) for step in part.steps])
+            for entry, part in partitions.items()
+        }
+        has_trusted = bool(self._trusted.model.subgraphs)
+        self._blobs["trusted"] = np.frombuffer(self._trusted.finish() if has_trusted else b"", np.uint8)
+        program = {
+            "scheme": self._scheme.name,
+            "entries": entries,
+            "layers": self._layers,
+            "signatures": [
+                {"key": s.key, "entry": s.subgraph, "inputs": s.inputs, "outputs": s.outputs}
+                for s in self._graph.signatures
+            ],
+        }
+        accelerator = self._public.finish() if self._layers else b""
+        return Lowered(accelerator, program, self._blobs, self._described)
+
+    def _layer(self, part: Partition, lin: LinearOp, folded: dict[int, Array], rms: float, last_dense: bool) -> None:
+        number = len(self._layers)
+        name = f"layer{number:03d}_{lin.kind.lower()}"
+
+        def constant(t: int) -> Array:
+            return folded[t] if t in folded else part.graph.tensors[t].values()
+
+        rows = lin.rows(np.asarray(constant(lin.weight), np.float32))
+        hidden = self._scheme.obfuscate(
+            LayerWeights(rows, depthwise=lin.depthwise, last_dense=last_dense), self._ratio, self._rng
+        )
+        public = lin.weights_from(hidden.rows)
+        target = self._public.subgraph(name)
+        x, y = lin.emit(target, public)
+        self._public.signature(name, target, {"x": x}, {"y": y})
+        pop, pop_output = self._pop(name, lin, lin.weights_from(rows))
+        slots = hidden.rows.shape[0] * hidden.rows.shape[1]
+        self._layers.append(
+            {
+                "signature": name,
+                "input": lin.input,
+                "output": lin.output,
+                "slots": slots,
+                "sigma": self._scheme.mask.sigma(rms),
+                "public_input": lin.public_input,
+                "pop": pop,
+                "pop_output": pop_output,
+                "bias": self._blob(f"{name}.bias", constant(lin.bias).astype(np.float32)) if lin.bias >= 0 else "",
+                "activation": lin.activation,
+                "secrets": {key: self._blob(f"{name}.{key}", value) for key, value in hidden.secrets.items()},
+            }
+        )
+        self._described.append(
+            {
+                "signature": name,
+                "op": lin.kind,
+                "id": lin.op.id,
+                "input": list(lin.input_shape),
+                "output": [*lin.output_shape[:-1], slots],
+                "filters": lin.filters,
+                "macs": lin.macs,
+                "masked": not lin.public_input,
+            }
+        )
+
+    def _pop(self, name: str, lin: LinearOp, weights: Array) -> tuple[int, int]:
+        """Put the layer with its true weights into the trusted model: (subgraph, output tensor)."""
+        target = self._trusted.subgraph(f"{name}_pop")
+        x, y = lin.emit(target, weights)
+        assert x == 0
+        return target.index, y
+
+    def _blob(self, name: str, value: Array) -> str:
+        self._blobs[name] = value
+        return name
+
+    def _entry(self, part: Partition, numbers: list[int]) -> dict[str, Any]:
+        graph = part.graph
+        steps = [
+            self._segment(part, step) if step.linear is None else {"layer": number}
+            for step, number in zip(part.steps, numbers, strict=True)
+        ]
+        constants = {
+            str(t): self._blob(f"entry{graph.index}.tensor{t}", graph.tensors[t].values())
+            for t in graph.outputs
+            if graph.tensors[t].is_constant
+        }
+        specs = [[interface_spec(part, t).to_json() for t in side] for side in (graph.inputs, graph.outputs)]
+        return {"inputs": specs[0], "outputs": specs[1], "steps": steps, "constants": constants}
+
+    def _segment(self, part: Partition, step: Step) -> dict[str, Any]:
+        """Copy a trusted segment's ops into the trusted model."""
+        source = part.graph
+        target = self._trusted.subgraph(f"segment_{step.ops[0].id}")
+        touched = {t for op in step.ops for t in (*op.reads(), *op.outputs)} | set(step.inputs)
+        for op in step.ops:
+            if op.raw.intermediates is not None:
+                touched.update(int(t) for t in op.raw.intermediates if t >= 0)
+        mapping = {}
+        for t in sorted(touched):
+            shape = part.shapes.shape[t] if t in step.inputs else None
+            mapping[t] = target.copy_tensor(source, source.tensors[t], shape)
+        for op in step.ops:
+            target.copy_op(self._graph, op, mapping)
+        target.interface([mapping[t] for t in step.inputs], [mapping[t] for t in step.outputs])
+        return {
+            "subgraph": target.index,
+            "inputs": [[t, mapping[t]] for t in step.inputs],
+            "outputs": [[t, mapping[t]] for t in step.outputs],
+        }
+
+
+def interface_spec(part: Partition, tensor: int) -> TensorSpec:
+    """Describe an input or output as ``get_input_details()`` would."""
+    t = part.graph.tensors[tensor]
+    q = t.quantization
+    single = q is not None and q.scale.size == 1
+    return TensorSpec(
+        index=tensor,
+        name=t.name,
+        shape=part.shapes.shape[tensor],
+        signature=t.signature,
+        dtype=t.dtype,
+        scale=float(q.scale[0]) if q is not None and single else 0.0,
+        zero_point=int(q.zero_point[0]) if q is not None and single else 0,
+        scales=tuple(float(s) for s in q.scale) if q is not None else (),
+        zero_points=tuple(int(z) for z in q.zero_point) if q is not None else (),
+        axis=q.axis if q is not None else 0,
+        dynamic=not part.shapes.static[tensor],
+    )

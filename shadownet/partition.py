@@ -1,0 +1,224 @@
+"""Tag first, lower later: which ops go to the accelerator, which stay, and why; then the order of the steps.
+
+Partition never changes an op. A *linear op* is one whose constant weights a scheme can hide; everything between
+two of them is a *trusted segment*. What is unknown stays in the enclave, so every model that LiteRT runs converts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from shadownet.analysis import Shapes
+from shadownet.graph import Graph, Op, Subgraph
+from shadownet.linear import LinearOp, recognise
+from shadownet.wire.tensors import DTYPES
+
+# Ops that have state or an effect: they run in the file's order, and each once.
+STATEFUL = {
+    "ASSIGN_VARIABLE", "READ_VARIABLE", "CALL_ONCE", "CALL", "IF", "WHILE", "STABLEHLO_WHILE", "STABLEHLO_CASE",
+    "HASHTABLE_IMPORT", "HASHTABLE_FIND", "HASHTABLE_LOOKUP", "HASHTABLE_SIZE",
+    "RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL", "STABLEHLO_RNG_BIT_GENERATOR",
+}  # fmt: skip
+# Handles name a resource; copies of the op name the same one, so each segment gets its own copy.
+HANDLES = {"VAR_HANDLE", "HASHTABLE"}
+# Ops that show no secret: what they compute from the app's input, the app can compute itself.
+PUBLIC = {
+    "PAD", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "QUANTIZE", "DEQUANTIZE", "SLICE", "STRIDED_SLICE",
+    "SPLIT", "SPACE_TO_DEPTH", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
+}  # fmt: skip
+
+
+@dataclass
+class Step:
+    """One linear op, or a trusted segment of ops in order with the tensors that enter and leave it."""
+
+    linear: LinearOp | None = None
+    ops: list[Op] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Partition:
+    """The verdict on one subgraph. ``reasons`` says for each op id why it stays, "" if it goes out."""
+
+    graph: Subgraph
+    shapes: Shapes
+    steps: list[Step]
+    reasons: dict[int, str]
+    folded: list[int]  # weights that ops compute from constants; LiteRT gives their values
+
+    @property
+    def linear(self) -> list[LinearOp]:
+        return [step.linear for step in self.steps if step.linear is not None]
+
+
+def partition(graph: Graph, entry: int, shapes: Shapes, outsource: str | set[int]) -> Partition:
+    """Partition one subgraph. ``outsource`` is "all", "none", or the op ids that may go out."""
+    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource)
+
+
+class _Partitioner:
+    def __init__(self, graph: Subgraph, shapes: Shapes) -> None:
+        self.graph, self.shapes = graph, shapes
+        self.producer = {t: op for op in graph.ops for t in op.outputs}
+        self.consumers: dict[int, list[Op]] = defaultdict(list)
+        for op in graph.ops:
+            for t in set(op.reads()):
+                self.consumers[t].append(op)
+        self.folded = self._fold()
+        self.public = self._public()
+        self.clones = {
+            op.id
+            for op in graph.ops
+            if op.kind in HANDLES or all(t in self.folded and t not in graph.outputs for t in op.outputs)
+        }
+
+    def run(self, outsource: str | set[int]) -> Partition:
+        reasons: dict[int, str] = {}
+        linear: dict[int, LinearOp] = {}
+        for op in self.graph.ops:
+            found = recognise(op, self.graph, self.shapes, self.folded, self.public)
+            if isinstance(found, LinearOp) and (outsource == "all" or (isinstance(outsource, set) and op.id in outsource)):
+                linear[op.id] = self._absorb_pad(found)
+            reasons[op.id] = "" if op.id in linear else found if isinstance(found, str) else "not selected by --outsource"
+        steps = self._schedule(linear)
+        obstacle = self._obstacle(steps)
+        if linear and obstacle:
+            reasons |= {i: obstacle for i in linear}
+            linear, steps = {}, self._schedule({})
+        for lin in linear.values():
+            if lin.pad is not None:
+                reasons[lin.pad.id] = ""
+        weights = {lin.weight for lin in linear.values()} & self.folded
+        biases = {lin.bias for lin in linear.values()} & self.folded
+        return Partition(self.graph, self.shapes, steps, reasons, sorted(weights | biases))
+
+    def _fold(self) -> set[int]:
+        """Tensors that ops compute from constants alone, such as float16 weights behind a DEQUANTIZE."""
+        folded: set[int] = set()
+        for op in self.graph.ops:
+            inputs = list(op.reads())
+            constant = all(self.graph.tensors[t].is_constant or t in folded for t in inputs)
+            if inputs and constant and not op.subgraphs() and op.kind not in STATEFUL | HANDLES:
+                folded.update(op.outputs)
+        return folded
+
+    def _public(self) -> set[int]:
+        """Tensors that the app can compute from its own input: they carry nothing of the model."""
+        known = set(self.graph.inputs)
+        for op in self.graph.ops:
+            data = [t for t in op.reads() if not self.graph.tensors[t].is_constant]
+            if op.kind in PUBLIC and data and all(t in known for t in data):
+                known.update(op.outputs)
+        return known
+
+    def _absorb_pad(self, lin: LinearOp) -> LinearOp:
+        """Let an explicit zero PAD before a convolution go out with it: fewer bytes cross."""
+        pad = self.producer.get(lin.input)
+        if pad is None or len(self.consumers[lin.input]) != 1 or lin.input in self.graph.outputs:
+            return lin
+        return lin.with_pad(pad, self.graph, self.shapes)
+
+    def _schedule(self, linear: dict[int, LinearOp]) -> list[Step]:
+        """Run every trusted op that can run, then one linear op, and so on: the fewest segments."""
+        absorbed = {lin.pad.id for lin in linear.values() if lin.pad is not None}
+        ops = [op for op in self._needed(linear) if op.id not in absorbed and op.id not in self.clones]
+        waits, wakes = self._dependencies(ops, linear)
+        by_id = {op.id: op for op in ops}
+        ready = [(i in linear, i) for i in waits if not waits[i]]  # trusted ops first, then in the file's order
+        heapq.heapify(ready)
+        order: list[Op] = []
+        while ready:
+            _, i = heapq.heappop(ready)
+            order.append(by_id[i])
+            for j in wakes[i]:
+                waits[j].discard(i)
+                if not waits[j]:
+                    heapq.heappush(ready, (j in linear, j))
+        return self._steps(order, linear)
+
+    def _needed(self, linear: dict[int, LinearOp]) -> list[Op]:
+        """Drop what neither an output nor an effect needs, such as the DEQUANTIZE of an outsourced weight."""
+        wanted, kept = set(self.graph.outputs), []
+        for op in reversed(self.graph.ops):
+            if not (wanted.intersection(op.outputs) or op.kind in STATEFUL or op.kind.startswith("CUSTOM") or not op.outputs):
+                continue
+            kept.append(op)
+            wanted.update((linear[op.id].input,) if op.id in linear else op.reads())
+            if op.id in linear and linear[op.id].pad is not None:
+                kept.append(linear[op.id].pad)  # type: ignore[arg-type]
+        return kept[::-1]
+
+    def _dependencies(
+        self, ops: list[Op], linear: dict[int, LinearOp]
+    ) -> tuple[dict[int, set[int]], dict[int, list[int]]]:
+        ids = {op.id for op in ops}
+        waits: dict[int, set[int]] = {op.id: set() for op in ops}
+        last_effect = -1
+        for op in ops:
+            reads = (linear[op.id].input,) if op.id in linear else tuple(op.reads())
+            waits[op.id] = {self.producer[t].id for t in reads if t in self.producer} & ids
+            if op.kind in STATEFUL or any(self.graph.tensors[t].is_variable for t in op.reads()):
+                if last_effect >= 0:
+                    waits[op.id].add(last_effect)
+                last_effect = op.id
+        wakes: dict[int, list[int]] = defaultdict(list)
+        for i, causes in waits.items():
+            for cause in causes:
+                wakes[cause].append(i)
+        return waits, wakes
+
+    def _steps(self, order: list[Op], linear: dict[int, LinearOp]) -> list[Step]:
+        steps: list[Step] = []
+        for op in order:
+            if op.id in linear:
+                lin = linear[op.id]
+                steps.append(Step(lin, inputs=[lin.input], outputs=[lin.output]))
+            elif steps and steps[-1].linear is None:
+                steps[-1].ops.append(op)
+            else:
+                steps.append(Step(ops=[op]))
+        needed = set(self.graph.outputs)
+        for step in reversed(steps):
+            if step.linear is None:
+                self._segment_interface(step, needed)
+            needed.update(step.inputs)
+        return steps
+
+    def _segment_interface(self, step: Step, needed: set[int]) -> None:
+        own = {t for op in step.ops for t in op.outputs}
+        step.outputs = sorted(own & needed)
+        step.ops = self._with_clones(step.ops)
+        own |= {t for op in step.ops for t in op.outputs}
+        reads = {t for op in step.ops for t in op.reads()} - own
+        step.inputs = sorted(
+            t for t in reads if not self.graph.tensors[t].is_constant and not self.graph.tensors[t].is_variable
+        )
+
+    def _with_clones(self, ops: list[Op]) -> list[Op]:
+        """Put before a segment its own copies of the handles and constant expressions that it reads."""
+        wanted: set[int] = set()
+        stack = [t for op in ops for t in op.reads()]
+        while stack:
+            op = self.producer.get(stack.pop())
+            if op is not None and op.id in self.clones and op.id not in wanted:
+                wanted.add(op.id)
+                stack.extend(op.reads())
+        return [op for op in self.graph.ops if op.id in wanted] + ops
+
+    def _obstacle(self, steps: list[Step]) -> str:
+        """Why these segments cannot be cut apart, or "" if they can."""
+        seen_variables: dict[int, int] = {}
+        for number, step in enumerate(steps):
+            for t in (*step.inputs, *step.outputs):
+                dtype = self.graph.tensors[t].dtype
+                if dtype not in DTYPES and dtype != "string":
+                    return f"a {dtype} tensor would have to cross between segments"
+            for op in step.ops:
+                for t in op.reads():
+                    if self.graph.tensors[t].is_variable and seen_variables.setdefault(t, number) != number:
+                        return "segments would share a variable tensor"
+        return ""

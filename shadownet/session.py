@@ -1,0 +1,178 @@
+"""Starts the two workers of a bundle and speaks for the app. Nothing here sees a key or a secret."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadownet.wire import errors
+from shadownet.wire.arena import Arena
+from shadownet.wire.channel import Channel, Closed
+from shadownet.wire.errors import BundleError, InputError, WorkerError
+from shadownet.wire.manifest import read_manifest
+from shadownet.wire.tensors import DTYPES, TensorSpec
+from shadownet.workers import environment
+
+Array = np.ndarray[Any, Any]
+
+CALL_DEADLINE_S = 60.0  # one layer on the accelerator
+APP_DEADLINE_S = 3600.0  # one request of ours; the enclave has its own, shorter deadlines
+DEFAULT_MASK_MEMORY = 2 << 30
+
+
+class Session:
+    """A running enclave, its accelerator, and the app's channel to the former.
+
+    After an ``IntegrityError`` or a ``WorkerError`` both processes are gone and every call raises it again.
+    """
+
+    def __init__(
+        self, bundle: str | os.PathLike[str], key: Path, num_threads: int = 1, accelerator: str = "litert-cpu",
+        mask_input: bool = False, mask_memory: int = DEFAULT_MASK_MEMORY, enclave_memory: int = 0,
+        record: str | None = None,
+    ) -> None:  # fmt: skip
+        path = Path(bundle).resolve()
+        self.manifest = read_manifest(path)
+        if num_threads < 1:
+            raise InputError("num_threads must be at least 1")
+        self._failure: errors.Error | None = None
+        self._arena: Arena | None = None
+        # Spinning while the accelerator's threads want the same cores would slow it down.
+        spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
+        ours, theirs = socket.socketpair()
+        left, right = socket.socketpair()
+        with theirs, left, right:
+            command = ["-m", "enclave", "--app", str(theirs.fileno())]
+            self._processes = []
+            public = path / "accelerator.tflite"
+            if self.manifest.get("accelerator") is not None:
+                command += ["--accelerator", str(left.fileno())]
+                worker = ["-m", "accelerator", "--enclave", str(right.fileno()), "--model", str(public)]
+                worker += ["--backend", accelerator, "--num_threads", str(num_threads), "--spin", str(spin_s)]
+                worker += ["--record", os.path.abspath(record)] if record else []
+                self._processes.append(_start(worker, right))
+            self._processes.append(_start(command, theirs, left))
+        self._channel = Channel(ours, "enclave")
+        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes)
+        reply, _, _ = self._ask(
+            {
+                "do": "open", "bundle": str(path), "key": os.path.abspath(key), "num_threads": num_threads,
+                "mask_input": mask_input, "mask_memory": mask_memory, "enclave_memory": enclave_memory,
+                "deadline_s": CALL_DEADLINE_S, "spin_s": spin_s,
+            }
+        )  # fmt: skip
+        self.entries = {
+            int(key): tuple([TensorSpec.from_json(spec) for spec in side] for side in sides)
+            for key, sides in reply["entries"].items()
+        }
+        self.signatures: list[dict[str, Any]] = reply["signatures"]
+        self.entry: int | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers: accelerator (if any), enclave."""
+        return [process.pid for process in self._processes]
+
+    def allocate(self, entry: int, shapes: list[tuple[int, ...]]) -> None:
+        """Fix the input shapes of an entry. Sets ``inputs`` and ``outputs`` (specs with concrete shapes)."""
+        reply, _, fds = self._ask({"do": "allocate", "entry": entry, "shapes": [list(s) for s in shapes]})
+        if self._arena is not None:
+            self._arena.close()
+        self._arena = Arena.attach(fds[0])
+        self.inputs = [TensorSpec.from_json(s) for s in reply["inputs"]]
+        self.outputs = [TensorSpec.from_json(s) for s in reply["outputs"]]
+        self._offsets = reply["offsets"]
+        self.entry = entry
+
+    def invoke(self, inputs: list[Array]) -> list[Array]:
+        """One inference. ``inputs`` must have the allocated shapes and types."""
+        assert self._arena is not None
+        attached = []
+        for spec, offset, value in zip(self.inputs, self._offsets[0], inputs, strict=True):
+            if spec.dtype == "string":
+                attached.append(value)
+            else:
+                np.copyto(self._arena.array(offset, spec.shape, DTYPES[spec.dtype]), value)
+        reply, tensors, _ = self._ask({"do": "invoke"}, attached)
+        arrived = iter(tensors)
+        outputs = []
+        for spec, offset, shape in zip(self.outputs, self._offsets[1], reply["shapes"], strict=True):
+            if spec.dynamic or spec.dtype == "string" or tuple(shape) != spec.shape:
+                outputs.append(next(arrived))
+            else:
+                outputs.append(np.array(self._arena.array(offset, spec.shape, DTYPES[spec.dtype])))
+        return outputs
+
+    def prepare(self, sets: int) -> dict[str, int]:
+        """Make ``sets`` more sets of one-time masks; returns how many are ready and their bytes."""
+        return self._ask({"do": "prepare", "sets": sets})[0]
+
+    def reset(self) -> None:
+        self._ask({"do": "reset"})
+
+    def stats(self) -> dict[str, Any]:
+        """The enclave's counters; see ``enclave.__main__.Worker.stats``."""
+        return self._ask({"do": "stats"})[0]
+
+    def close(self) -> None:
+        """End both workers. Safe to call twice."""
+        if self._failure is None:
+            self._failure = WorkerError("the interpreter is closed")
+        self._end()
+
+    def _end(self) -> None:
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
+        self._finalizer()
+
+    def _ask(self, request: dict[str, Any], tensors: list[Array] | None = None) -> tuple[dict[str, Any], list[Array], list[int]]:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._channel.send(request, tensors)
+            reply, values, fds = self._channel.receive(APP_DEADLINE_S)
+        except Closed:
+            raise self._fail(WorkerError("the enclave process ended unexpectedly", "run it again; shadownet doctor")) from None
+        except WorkerError as error:
+            raise self._fail(error) from None
+        except KeyboardInterrupt:
+            self._fail(WorkerError("the run was interrupted"))
+            raise
+        if "error" in reply:
+            error = errors.unpack(reply["error"])
+            if reply.get("final") or isinstance(error, BundleError):
+                error = self._fail(error)
+            raise error
+        return reply, values, fds
+
+    def _fail(self, error: errors.Error) -> errors.Error:
+        self._failure = error
+        self._end()
+        return error
+
+
+def _start(command: list[str], *sockets: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", *command], pass_fds=[s.fileno() for s in sockets], stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
+        start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
+    )  # fmt: skip
+
+
+def _shut_down(channel: Channel, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Close our end, which ends the enclave and then the accelerator; kill what does not go."""
+    channel.close()
+    for process in reversed(processes):
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

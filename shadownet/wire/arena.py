@@ -1,0 +1,163 @@
+"""Shared memory between two processes, and the call record with which one asks the other to work.
+
+The arena is an anonymous memfd, created by the enclave, sealed against resizing (a peer that shrank it would
+crash whoever reads it) and handed over as a descriptor: it has no name that could be left behind.
+
+The first page is the call record: the enclave writes ``layer`` and then ``request``; the accelerator writes
+``status`` and then ``reply = request``. After each a byte is added to an eventfd, so the other side may spin on
+the counter for a while and then sleep. Everything in it is untrusted: the enclave reads a field once per look.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from shadownet.wire.errors import WorkerError
+
+RECORD = 4096  # bytes reserved for the call record
+ALIGN = 64  # LiteRT's host-memory buffers want this, and cache lines do
+MAX_ARENA = 1 << 34
+
+_REQUEST, _LAYER, _REPLY, _STATUS = 0, 1, 8, 9  # u64 slots; request and reply on cache lines of their own
+OK, FAILED = 0, 1
+
+
+def aligned(size: int) -> int:
+    """Round ``size`` up to the arena's alignment."""
+    return -(-size // ALIGN) * ALIGN
+
+
+class Arena:
+    """A mapped shared-memory segment. ``close`` unmaps it; the memory goes when the last process lets go."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd, self.size = fd, size
+        try:
+            self._map = mmap.mmap(fd, size)
+        except (OSError, ValueError):
+            os.close(fd)
+            raise WorkerError(f"shared memory of {size} bytes cannot be mapped") from None
+
+    @classmethod
+    def create(cls, payload: int, name: str) -> Arena:
+        """Make an arena with ``payload`` bytes behind the call record."""
+        size = -(-(RECORD + payload) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if size > MAX_ARENA:
+            raise WorkerError(f"the model needs {size} bytes of shared memory, more than the limit of {MAX_ARENA}")
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return cls(fd, size)
+
+    @classmethod
+    def attach(cls, fd: int) -> Arena:
+        """Map an arena received from another process. Raises ``WorkerError`` if it is not a sealed one."""
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        size = os.fstat(fd).st_size
+        if not seals & fcntl.F_SEAL_SHRINK or not RECORD <= size <= MAX_ARENA:
+            raise WorkerError("the shared memory offered is not what was agreed")
+        return cls(fd, size)
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """A view of the payload at ``offset`` (bytes, behind the call record)."""
+        return np.ndarray(shape, dtype, self._map, RECORD + offset)
+
+    def words(self) -> memoryview:
+        """The call record as unsigned 64-bit words."""
+        return memoryview(self._map)[:RECORD].cast("Q")
+
+    def address(self) -> int:
+        """The payload's address in this process."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + RECORD
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping itself goes with its last view."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Doorbell:
+    """An eventfd pair: wake the peer, and wait for it by spinning, then sleeping."""
+
+    def __init__(self, ring_fd: int, wait_fd: int, hangup_fd: int, spin_s: float) -> None:
+        self.ring_fd, self.wait_fd, self.spin_s = ring_fd, wait_fd, spin_s
+        self._poller = select.poll()
+        self._poller.register(wait_fd, select.POLLIN)
+        self._poller.register(hangup_fd, select.POLLIN)
+        self._hangup = hangup_fd
+
+    def ring(self) -> None:
+        os.eventfd_write(self.ring_fd, 1)
+
+    def wait(self, ready: Callable[[], bool], timeout: float | None) -> str:
+        """Wait until ``ready()``: returns "ready", "socket" (the control socket stirs) or "late"."""
+        start = time.perf_counter()
+        limit = start + self.spin_s
+        while True:
+            if ready():
+                return "ready"
+            if time.perf_counter() > limit:
+                break
+        while True:
+            left = None if timeout is None else start + timeout - time.perf_counter()
+            if left is not None and left <= 0:
+                return "late"
+            for fd, _ in self._poller.poll(None if left is None else max(1, int(left * 1000))):
+                if fd == self.wait_fd:
+                    os.eventfd_read(fd)  # before looking, so that no ring is lost
+                    if ready():
+                        return "ready"
+                elif fd == self._hangup:
+                    return "ready" if ready() else "socket"
+
+
+class Caller:
+    """The enclave's side of the call record."""
+
+    def __init__(self, words: memoryview, bell: Doorbell) -> None:
+        self._words, self._bell, self._seq = words, bell, 0
+
+    def call(self, layer: int, timeout: float) -> str:
+        """Run ``layer``: "ok", "failed" (it said so), "wrong" (it broke the protocol), "gone" or "late"."""
+        words, seq = self._words, self._seq + 1
+        self._seq = seq
+        words[_LAYER] = layer
+        words[_REQUEST] = seq
+        self._bell.ring()
+        before = seq - 1
+        outcome = self._bell.wait(lambda: words[_REPLY] != before, timeout)
+        if outcome != "ready":
+            return {"socket": "gone", "late": "late"}[outcome]
+        if words[_REPLY] != seq:
+            return "wrong"
+        return "ok" if words[_STATUS] == OK else "failed"
+
+
+class Callee:
+    """The accelerator's side of the call record."""
+
+    def __init__(self, words: memoryview, bell: Doorbell) -> None:
+        self._words, self._bell, self._done = words, bell, 0
+
+    def next(self) -> int | None:
+        """Wait for a request and return its layer, or None when the control socket stirs."""
+        words, done = self._words, self._done
+        if self._bell.wait(lambda: words[_REQUEST] != done, None) == "socket":
+            return None
+        self._done = words[_REQUEST]
+        return words[_LAYER]
+
+    def answer(self, status: int) -> None:
+        self._words[_STATUS] = status
+        self._words[_REPLY] = self._done
+        self._bell.ring()

@@ -1,0 +1,133 @@
+"""Control messages between processes: length-prefixed JSON, optional tensors and file descriptors, deadlines.
+
+A message is ``u32 length | JSON | tensor bytes…`` over a UNIX stream socket. Only set-up and small results go
+this way; the data of an inference goes through the arena.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+import numpy as np
+
+from shadownet.wire.errors import WorkerError
+from shadownet.wire.tensors import DTYPES, parse_shape
+
+MAX_MESSAGE = 16 << 20  # bytes of JSON
+MAX_ATTACHED = 1 << 31  # bytes of tensors in one message
+MAX_FDS = 4
+
+
+class Closed(WorkerError):
+    """The other end is gone."""
+
+
+class Channel:
+    """One end of a socket pair. Every wait has a deadline; a broken peer raises ``WorkerError``."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
+        self.sock = sock
+        self.sock.setblocking(True)
+
+    @classmethod
+    def from_fd(cls, fd: int, peer: str) -> Channel:
+        return cls(socket.socket(fileno=fd), peer)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(self, message: dict[str, Any], tensors: list[np.ndarray] | None = None, fds: tuple[int, ...] = ()) -> None:
+        """Send ``message``; ``tensors`` travel behind it, ``fds`` with its first byte."""
+        arrays = [_encode(t) for t in tensors or []]
+        body = json.dumps({"m": message, "t": [spec for spec, _ in arrays]}).encode()
+        if len(body) > MAX_MESSAGE:
+            raise WorkerError("a message is too large to send")
+        try:
+            first = struct.pack("<I", len(body)) + body
+            sent = socket.send_fds(self.sock, [first], list(fds)) if fds else self.sock.send(first)
+            self.sock.sendall(first[sent:])
+            for _, data in arrays:
+                self.sock.sendall(data)
+        except OSError:
+            raise Closed(f"the {self.peer} is gone") from None
+
+    def receive(self, timeout: float | None) -> tuple[dict[str, Any], list[np.ndarray], list[int]]:
+        """Wait up to ``timeout`` seconds (None: for ever) for a message: (message, tensors, descriptors)."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._wait(deadline)
+        try:
+            head, fds, _, _ = socket.recv_fds(self.sock, 4, MAX_FDS)
+        except OSError:
+            raise Closed(f"the {self.peer} is gone") from None
+        head += self._exactly(4 - len(head), deadline) if head else b""
+        if len(head) < 4:
+            raise Closed(f"the {self.peer} is gone")
+        size = struct.unpack("<I", head)[0]
+        if size > MAX_MESSAGE:
+            raise WorkerError(f"the {self.peer} sent a message that is too large")
+        try:
+            record = json.loads(self._exactly(size, deadline))
+            message, specs = record["m"], [(str(d), parse_shape(s)) for d, s in record["t"]]
+            if not isinstance(message, dict):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise WorkerError(f"the {self.peer} sent a message that cannot be read") from None
+        return message, [self._tensor(dtype, shape, deadline) for dtype, shape in specs], list(fds)
+
+    def _tensor(self, dtype: str, shape: tuple[int, ...], deadline: float | None) -> np.ndarray:
+        if dtype == "string":
+            lengths = np.frombuffer(self._exactly(8 * math.prod(shape), deadline), "<u8")
+            items = [self._exactly(_bounded(int(n), self.peer), deadline) for n in lengths]
+            out = np.empty(len(items), object)
+            out[:] = items
+            return out.reshape(shape)
+        if dtype not in DTYPES:
+            raise WorkerError(f"the {self.peer} sent a tensor of an unknown type")
+        size = _bounded(math.prod(shape) * DTYPES[dtype].itemsize, self.peer)
+        return np.frombuffer(self._exactly(size, deadline), DTYPES[dtype]).reshape(shape)
+
+    def _exactly(self, size: int, deadline: float | None) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            self._wait(deadline)
+            try:
+                got = self.sock.recv_into(view)
+            except OSError:
+                got = 0
+            if got == 0:
+                raise Closed(f"the {self.peer} is gone")
+            view = view[got:]
+        return data
+
+    def _wait(self, deadline: float | None) -> None:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        if not poller.poll(None if left is None else math.ceil(left * 1000)):
+            raise WorkerError(f"the {self.peer} did not answer in time")
+
+
+def _bounded(size: int, peer: str) -> int:
+    if size > MAX_ATTACHED:
+        raise WorkerError(f"the {peer} sent a tensor that is too large")
+    return size
+
+
+def _encode(tensor: np.ndarray) -> tuple[tuple[str, list[int]], bytes | memoryview]:
+    if tensor.dtype.kind in "OSU":
+        items = [s if isinstance(s, bytes) else str(s).encode() for s in tensor.ravel()]
+        lengths = np.array([len(s) for s in items], "<u8").tobytes()
+        return ("string", list(tensor.shape)), lengths + b"".join(items)
+    data = np.ascontiguousarray(tensor)
+    return (data.dtype.name, list(data.shape)), data.reshape(-1).view(np.uint8).data
