@@ -18,6 +18,7 @@ from enclave.executor import Executor
 from enclave.hardening import drop_privileges, limit_memory
 from enclave.keys import load
 from enclave.link import Accelerator
+from enclave.trace import Trace
 from shadownet.wire import errors
 from shadownet.wire.arena import Arena, aligned
 from shadownet.wire.channel import Channel, Closed
@@ -38,15 +39,16 @@ class Worker:
         """Unseal the bundle and load it. The key is read here and nowhere else."""
         if request["enclave_memory"]:
             limit_memory(int(request["enclave_memory"]))
-        header, plaintext = sealing.unseal(Path(request["bundle"]), load(Path(request["key"])))
+        _, plaintext = sealing.unseal(Path(request["bundle"]), load(Path(request["key"])))
         program, blobs = container.unpack(plaintext)
         link = None
         if self._accelerator is not None:
             link = Accelerator(self._accelerator, float(request["deadline_s"]), float(request["spin_s"]))
         self._link = link
         self._executor = Executor(
-            program, blobs, int(request["num_threads"]), link, bool(request["mask_input"]), int(request["mask_memory"])
-        )
+            program, blobs, int(request["num_threads"]), link, bool(request["mask_input"]),
+            int(request["mask_memory"]), Trace(bool(request["trace"])),
+        )  # fmt: skip
         return {
             "entries": {
                 key: [[spec.to_json() for spec in side] for side in (entry.inputs, entry.outputs)]
@@ -126,10 +128,10 @@ class Worker:
             except errors.Error as error:
                 app.send({"error": errors.pack(error)})
             except MemoryError:
-                error = errors.InputError(
+                full = errors.InputError(
                     "the enclave's memory limit is too small for this model", "allow more with --enclave-memory"
                 )
-                app.send({"error": errors.pack(error)})
+                app.send({"error": errors.pack(full)})
 
     def _answer(self, app: Channel, request: dict[str, Any], tensors: list[Array]) -> None:
         verb = request.get("do")
@@ -148,6 +150,8 @@ class Worker:
             app.send({})
         elif verb == "stats":
             app.send(self.stats())
+        elif verb == "events":
+            app.send({"events": self._executor.trace.take()})
         else:
             raise errors.WorkerError("the app sent an unknown request")
 

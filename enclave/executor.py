@@ -13,6 +13,7 @@ from enclave.formats import Float
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, Pair
 from enclave.rng import Rng
+from enclave.trace import Trace
 from enclave.trusted import TrustedModel
 from shadownet.wire.errors import BundleError, InputError
 from shadownet.wire.tensors import TensorSpec
@@ -62,21 +63,19 @@ class Executor:
 
     def __init__(
         self, program: dict[str, Any], blobs: dict[str, Array], num_threads: int, link: Accelerator | None,
-        mask_input: bool, mask_memory: int,
+        mask_input: bool, mask_memory: int, trace: Trace,
     ) -> None:  # fmt: skip
         try:
             self._scheme = schemes.get(program["scheme"])
             self._layers = [_layer(k, record, blobs, mask_input) for k, record in enumerate(program["layers"])]
-            self.entries = {
-                int(key): _entry(record, blobs, self._layers) for key, record in program["entries"].items()
-            }
+            self.entries = {int(key): _entry(record, blobs, self._layers) for key, record in program["entries"].items()}
             model = blobs["trusted"].tobytes()
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
         if self._layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
         self._trusted = TrustedModel(model, num_threads) if model else None
-        self._link = link
+        self._link, self.trace = link, trace
         self._rng = Rng()
         self._shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         masked = [layer.number for layer in self._layers if layer.masked]
@@ -137,14 +136,17 @@ class Executor:
                 raise InputError(f"input {spec.name!r} holds values that are not finite")
             tensors[spec.index] = value
         for step, dead in zip(entry.steps, entry.dead_after, strict=True):
+            began = time.perf_counter()
             if isinstance(step, Segment):
                 values = [tensors[t] for t, _ in step.inputs]
                 results = self._runtime().run(
                     step.subgraph, [i for _, i in step.inputs], values, [i for _, i in step.outputs]
                 )
                 tensors.update(zip((t for t, _ in step.outputs), results, strict=True))
+                self.trace.add(f"segment {step.subgraph}", "enclave", began)
             else:
                 tensors[step.output] = self._linear(step, tensors[step.input])
+                self.trace.add(step.name, "enclave", began)
             for t in dead:
                 del tensors[t]
         self.seconds += time.perf_counter() - start
@@ -159,7 +161,9 @@ class Executor:
             push, pop = self.masks.take(layer.number)
             sent = sent + push
         np.copyto(link.input(layer.number), scheme.shuffle(layer.secrets, sent))
+        began = time.perf_counter()
         link.call(layer.number, layer.name)
+        self.trace.add(layer.name, "accelerator", began, bytes_in=4 * sent.size)
         y = scheme.restore(layer.secrets, link.read(layer.number, layer.name))
         y = y - pop if layer.masked else np.array(y)
         return layer.format.decode(y, context)
@@ -207,8 +211,8 @@ def _entry(record: dict[str, Any], blobs: dict[str, Array], layers: list[Layer])
         if "layer" in step:
             steps.append(layers[step["layer"]])
         else:
-            inputs, outputs = ([(int(t), int(i)) for t, i in step[side]] for side in ("inputs", "outputs"))
-            steps.append(Segment(int(step["subgraph"]), inputs, outputs))
+            pairs = [[(int(t), int(i)) for t, i in step[side]] for side in ("inputs", "outputs")]
+            steps.append(Segment(int(step["subgraph"]), *pairs))
     inputs, outputs = ([TensorSpec.from_json(s) for s in record[side]] for side in ("inputs", "outputs"))
     constants = {int(t): blobs[blob] for t, blob in record["constants"].items()}
     return Entry(inputs, outputs, steps, constants, _dead_after(inputs, outputs, steps, set(constants)))

@@ -47,7 +47,9 @@ class Accelerator:
             self._arena.close()
         self._arena = arena
         self._caller = Caller(arena.words(), Doorbell(request, reply, self._channel.fileno(), self._spin_s))
-        self._views = [(arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in self._shapes]
+        self._views = [
+            (arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in self._shapes
+        ]
         self._private = np.empty(max(sizes[1], default=0) // 4, np.float32)
 
     def input(self, layer: int) -> Array:

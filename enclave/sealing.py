@@ -85,7 +85,9 @@ def unseal(directory: Path, device_key: bytes) -> tuple[Header, bytearray]:
         if header.accelerator is not None and file_sha256(directory / ACCELERATOR) != header.accelerator:
             raise BundleError(REFUSED)
     except FileNotFoundError as error:
-        raise BundleError(f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one") from None
+        raise BundleError(
+            f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one"
+        ) from None
     except OSError as error:
         raise BundleError(f"the bundle cannot be read: {error.strerror}") from None
     return header, plaintext

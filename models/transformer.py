@@ -10,9 +10,11 @@ class ClassToken(Layer):
     """Put a learned token before the tokens [n, t, d]: [n, t + 1, d]."""
 
     def build(self, shape: tuple[int, ...]) -> None:
+        """Add the token, shaped like one of `shape` [n, t, d]."""
         self.token = self.add_weight(shape=(1, 1, shape[-1]), name="token")
 
     def call(self, x):
+        """Return the longer sequence."""
         token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, x.shape[-1]))
         return ops.concatenate([token, x], axis=1)
 
@@ -21,9 +23,11 @@ class Positions(Layer):
     """Add a learned embedding of the position to each of the tokens [n, t, d]."""
 
     def build(self, shape: tuple[int, ...]) -> None:
+        """Add one embedding per position of `shape` [n, t, d]."""
         self.positions = self.add_weight(shape=shape[1:], name="positions")
 
     def call(self, x):
+        """Return the sum."""
         return x + self.positions
 
 

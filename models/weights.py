@@ -4,8 +4,8 @@ Kernels are normal with He variance 2/fan_in in convolutions (He et al., 2015, a
 in dense layers, each filter scaled by a log-normal factor because the filters of trained networks differ in
 norm. BatchNorm and LayerNorm draw their scale from U(0.5, 1.5) and their shift from N(0, 0.2^2). BatchNorm's
 moving statistics are those of one batch of random images, as training would have left them, so activations
-keep their scale through any depth. Likewise the bias of the last layer centres the logits over that batch:
-without it an untrained network gives every input the same class.
+keep their scale through any depth. Likewise the last layer is scaled and shifted to logits of mean 0 and
+standard deviation 3 over that batch: else an untrained network gives all inputs the same class, or none.
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ from keras import KerasTensor, Layer, Model, Variable, activations, layers, ops
 
 FILTER_SPREAD = 0.25
 BATCH = 8
+LOGIT_DEVIATION = 3.0
 
 
 def draw_weights(model: Model, rng: np.random.Generator) -> None:
@@ -22,7 +23,7 @@ def draw_weights(model: Model, rng: np.random.Generator) -> None:
             variable.assign(_draw(layer, variable, rng))
     batch = np.concatenate([random_input(model.input, rng) for _ in range(BATCH)])
     _settle_batch_norm(model, batch)
-    _centre_logits(model, batch)
+    _settle_logits(model, batch)
 
 
 def random_input(tensor: KerasTensor, rng: np.random.Generator) -> np.ndarray:
@@ -86,11 +87,14 @@ def _settle_batch_norm(model: Model, batch: np.ndarray) -> None:
         variance.assign(ops.maximum(variance, ops.mean(variance) / 10))
 
 
-def _centre_logits(model: Model, batch: np.ndarray) -> None:
-    """Make the outputs of the last layer with a kernel, before its activation, average 0 over `batch`."""
+def _settle_logits(model: Model, batch: np.ndarray) -> None:
+    """Give the last layer with a kernel, before its activation, centred outputs of a set size on `batch`."""
     head = [layer for layer in model.layers if hasattr(layer, "kernel")][-1]
     features = Model(model.input, head.input)(batch)
     activation, head.activation = head.activation, activations.linear
     logits = ops.convert_to_numpy(head(features))
     head.activation = activation
-    head.bias.assign_sub(logits.mean(axis=tuple(range(logits.ndim - 1))))
+    mean = logits.mean(axis=tuple(range(logits.ndim - 1)))
+    scale = LOGIT_DEVIATION / (logits - mean).std()
+    head.kernel.assign(head.kernel * scale)
+    head.bias.assign((head.bias - mean) * scale)

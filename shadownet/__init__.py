@@ -35,6 +35,7 @@ __all__ = [
     "convert",
 ]
 
+
 def __getattr__(name: str) -> Any:
     # Lazy: `import shadownet` costs milliseconds, and workers that need only shadownet.wire load nothing else.
     if name == "Interpreter":

@@ -37,7 +37,9 @@ def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already", "replace it with --overwrite, or choose another name with -o")
     if target.exists() and not (target / sealing.SEALED).exists() and any(target.iterdir()):
-        raise InputError(f"{target} is a directory with other things in it, not a bundle", "choose another name with -o")
+        raise InputError(
+            f"{target} is a directory with other things in it, not a bundle", "choose another name with -o"
+        )
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         work.mkdir(mode=0o755)
@@ -83,7 +85,9 @@ def write(
     sealing.seal(directory / sealing.SEALED, container.pack(program, blobs), device_key, bundle, directory)
 
 
-def reseal(source: str | os.PathLike[str], target: str | os.PathLike[str], key: Path, for_key: Path, overwrite: bool) -> None:
+def reseal(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], key: Path, for_key: Path, overwrite: bool
+) -> None:
     """Copy a bundle for another device: same public half, sealed half under the other device's key."""
     source, target = Path(source), Path(target)
     read_manifest(source)

@@ -16,6 +16,8 @@ from shadownet.analysis import Reference
 from shadownet.graph import Graph, load
 from shadownet.inputs import random_inputs, split_batch
 from shadownet.lower import Lowered, Lowering, interface_spec
+from shadownet.media import load_array
+from shadownet.metadata import normalization
 from shadownet.partition import Partition, partition
 from shadownet.progress import note
 from shadownet.verify import Verdict, verify
@@ -67,6 +69,7 @@ def convert(
             "scheme": chosen.name,
             "options": {"ratio": ratio, "activations": activations, "integrity": integrity, "outsource": outsource},
             "layers": lowered.layers,
+            "normalization": normalization(graph.metadata),
             "entries": {
                 str(e): [[interface_spec(p, t).to_json() for t in side] for side in (p.graph.inputs, p.graph.outputs)]
                 for e, p in partitions.items()
@@ -111,7 +114,7 @@ def _samples(
     for entry, part in partitions.items():
         specs = [interface_spec(part, t) for t in part.graph.inputs]
         if calibration is not None and entry == 0:
-            arrays = calibration if isinstance(calibration, list) else [_load_npy(calibration)]
+            arrays = calibration if isinstance(calibration, list) else [load_array(Path(calibration))]
             samples[entry] = split_batch(arrays, specs)[:MAX_CALIBRATION]
             if not samples[entry]:
                 raise InputError("the calibration data holds no sample")
@@ -120,16 +123,6 @@ def _samples(
     if calibration is None and any(p.linear for p in partitions.values()):
         note("no --calibration: random inputs set the size of the activation masks")
     return samples
-
-
-def _load_npy(path: str | os.PathLike[str]) -> Array:
-    try:
-        value = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {os.fspath(path)}: {error}") from None
-    if not isinstance(value, np.ndarray):
-        raise InputError(f"{os.fspath(path)} holds several arrays; calibration takes one")
-    return value
 
 
 def _observe(

@@ -46,7 +46,9 @@ def split_batch(arrays: list[Array], specs: list[TensorSpec]) -> list[list[Array
         for array, spec in zip(arrays, specs, strict=True):
             value = array[i]
             if value.size != int(np.prod(spec.shape)):
-                raise InputError(f"input {spec.name!r} takes the shape {list(spec.shape)}, a sample has {list(value.shape)}")
+                raise InputError(
+                    f"input {spec.name!r} takes the shape {list(spec.shape)}, a sample has {list(value.shape)}"
+                )
             sample.append(np.ascontiguousarray(value.reshape(spec.shape), DTYPES.get(spec.dtype)))
         samples.append(sample)
     return samples

@@ -154,13 +154,31 @@ def recognise(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], public:
         depth = weight_shape[1]
     elif op.kind == "BATCH_MATMUL" and math.prod(weight_shape[:-2]) == 1 and len(weight_shape) <= len(in_shape) >= 2:
         depth = in_shape[-1]
-    if not (depth and groups and n) or n % groups or math.prod(weight_shape) != n * depth or 0 in (*in_shape, *out_shape):
+    if (
+        not (depth and groups and n)
+        or n % groups
+        or math.prod(weight_shape) != n * depth
+        or 0 in (*in_shape, *out_shape)
+    ):
         return "an unusual form of the op"
     activation = getattr(options, "fusedActivationFunction", 0)
     if activation not in ACTIVATIONS:
         return "its fused activation is not supported"
     return LinearOp(
-        op, op.kind, x, y, w, b, ACTIVATIONS[activation], weight_shape, n, groups, depth, in_shape, out_shape, x in public
+        op,
+        op.kind,
+        x,
+        y,
+        w,
+        b,
+        ACTIVATIONS[activation],
+        weight_shape,
+        n,
+        groups,
+        depth,
+        in_shape,
+        out_shape,
+        x in public,
     )
 
 

@@ -81,13 +81,17 @@ class _Partitioner:
         linear: dict[int, LinearOp] = {}
         for op in self.graph.ops:
             found = recognise(op, self.graph, self.shapes, self.folded, self.public)
-            if isinstance(found, LinearOp) and (outsource == "all" or (isinstance(outsource, set) and op.id in outsource)):
+            if isinstance(found, LinearOp) and (
+                outsource == "all" or (isinstance(outsource, set) and op.id in outsource)
+            ):
                 linear[op.id] = self._absorb_pad(found)
-            reasons[op.id] = "" if op.id in linear else found if isinstance(found, str) else "not selected by --outsource"
+            reasons[op.id] = (
+                "" if op.id in linear else found if isinstance(found, str) else "not selected by --outsource"
+            )
         steps = self._schedule(linear)
         obstacle = self._obstacle(steps)
         if linear and obstacle:
-            reasons |= {i: obstacle for i in linear}
+            reasons |= dict.fromkeys(linear, obstacle)
             linear, steps = {}, self._schedule({})
         for lin in linear.values():
             if lin.pad is not None:
@@ -144,7 +148,9 @@ class _Partitioner:
         """Drop what neither an output nor an effect needs, such as the DEQUANTIZE of an outsourced weight."""
         wanted, kept = set(self.graph.outputs), []
         for op in reversed(self.graph.ops):
-            if not (wanted.intersection(op.outputs) or op.kind in STATEFUL or op.kind.startswith("CUSTOM") or not op.outputs):
+            if not (
+                wanted.intersection(op.outputs) or op.kind in STATEFUL or op.kind.startswith("CUSTOM") or not op.outputs
+            ):
                 continue
             kept.append(op)
             wanted.update((linear[op.id].input,) if op.id in linear else op.reads())

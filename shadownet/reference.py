@@ -11,7 +11,6 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from shadownet.wire import errors
 from shadownet.wire.channel import Channel, Closed
 from shadownet.wire.errors import ModelError
-from shadownet.wire.tensors import DTYPES
 
 Array = np.ndarray[Any, Any]
 
@@ -108,8 +107,7 @@ class Model:
             if kernels == "default":
                 raise
             return {"ran": False}, []
-        outputs = [raw.GetTensor(tensor, entry) for tensor in request["outputs"]]
-        return {"ran": True}, [o if o.dtype.name in DTYPES or o.dtype.kind in "OSU" else o.astype(np.float64) for o in outputs]
+        return {"ran": True}, [raw.GetTensor(tensor, entry) for tensor in request["outputs"]]
 
     def reset(self) -> dict[str, Any]:
         for interpreter in self._loaded.values():
@@ -129,7 +127,8 @@ def main(argv: list[str]) -> int:
             request, tensors, _ = channel.receive(None)
         except Closed:
             return 0
-        verb, values = request["do"], []
+        verb = request["do"]
+        values: list[Array] = []
         try:
             if verb == "run":
                 reply, values = model.run(request, tensors)

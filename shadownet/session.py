@@ -36,7 +36,7 @@ class Session:
     def __init__(
         self, bundle: str | os.PathLike[str], key: Path, num_threads: int = 1, accelerator: str = "litert-cpu",
         mask_input: bool = False, mask_memory: int = DEFAULT_MASK_MEMORY, enclave_memory: int = 0,
-        record: str | None = None,
+        record: str | None = None, trace: bool = False,
     ) -> None:  # fmt: skip
         path = Path(bundle).resolve()
         self.manifest = read_manifest(path)
@@ -65,7 +65,7 @@ class Session:
             {
                 "do": "open", "bundle": str(path), "key": os.path.abspath(key), "num_threads": num_threads,
                 "mask_input": mask_input, "mask_memory": mask_memory, "enclave_memory": enclave_memory,
-                "deadline_s": CALL_DEADLINE_S, "spin_s": spin_s,
+                "deadline_s": CALL_DEADLINE_S, "spin_s": spin_s, "trace": trace,
             }
         )  # fmt: skip
         self.entries = {
@@ -121,6 +121,10 @@ class Session:
         """The enclave's counters; see ``enclave.__main__.Worker.stats``."""
         return self._ask({"do": "stats"})[0]
 
+    def events(self) -> list[dict[str, Any]]:
+        """Trace events since the last call, in the format of chrome://tracing (microseconds)."""
+        return list(self._ask({"do": "events"})[0]["events"])
+
     def close(self) -> None:
         """End both workers. Safe to call twice."""
         if self._failure is None:
@@ -133,24 +137,26 @@ class Session:
             self._arena = None
         self._finalizer()
 
-    def _ask(self, request: dict[str, Any], tensors: list[Array] | None = None) -> tuple[dict[str, Any], list[Array], list[int]]:
+    def _ask(
+        self, request: dict[str, Any], tensors: list[Array] | None = None
+    ) -> tuple[dict[str, Any], list[Array], list[int]]:
         if self._failure is not None:
             raise self._failure
         try:
             self._channel.send(request, tensors)
             reply, values, fds = self._channel.receive(APP_DEADLINE_S)
         except Closed:
-            raise self._fail(WorkerError("the enclave process ended unexpectedly", "run it again; shadownet doctor")) from None
+            raise self._fail(
+                WorkerError("the enclave process ended unexpectedly", "run it again; shadownet doctor")
+            ) from None
         except WorkerError as error:
             raise self._fail(error) from None
         except KeyboardInterrupt:
             self._fail(WorkerError("the run was interrupted"))
             raise
         if "error" in reply:
-            error = errors.unpack(reply["error"])
-            if reply.get("final") or isinstance(error, BundleError):
-                error = self._fail(error)
-            raise error
+            problem = errors.unpack(reply["error"])
+            raise self._fail(problem) if reply.get("final") or isinstance(problem, BundleError) else problem
         return reply, values, fds
 
     def _fail(self, error: errors.Error) -> errors.Error:

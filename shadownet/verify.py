@@ -67,7 +67,7 @@ def verify(
             for sample in track(samples[entry], "verifying"):
                 running.reset()
                 outputs.append(running.invoke(sample))
-            _, jumps = _downstream_of_jumps(part.graph)
+            jumps = _behind_jumps(part.graph)
             for kernels in results:
                 expected = []
                 for sample in samples[entry]:
@@ -134,12 +134,13 @@ def _tie(a: Array, b: Array) -> bool:
     return gap <= (TOLERANCE * float(np.abs(a).max()) if a.dtype.kind == "f" else INT_STEPS)
 
 
-def _downstream_of_jumps(graph: Subgraph) -> tuple[set[int], set[int]]:
+def _behind_jumps(graph: Subgraph) -> set[int]:
+    """Outputs that depend on an op of ``JUMPS``, on a custom op or on control flow."""
     reached: set[int] = set()
     for op in graph.ops:
         if op.kind in JUMPS or op.kind.startswith("CUSTOM") or op.subgraphs() or reached.intersection(op.reads()):
             reached.update(op.outputs)
-    return reached, reached & set(graph.outputs)
+    return reached & set(graph.outputs)
 
 
 def _merge(verdicts: list[Verdict]) -> Verdict:

@@ -27,4 +27,8 @@ def create(name: str, model: str, num_threads: int) -> Backend:
         from accelerator.backends.litert_cpu import LiteRtCpu
 
         return LiteRtCpu(model, num_threads)
-    raise ValueError(f"there is no accelerator {name!r}; this version has litert-cpu")
+    if name.startswith("hostile:"):
+        from accelerator.backends.hostile import Hostile
+
+        return Hostile(create("litert-cpu", model, num_threads), name.removeprefix("hostile:"))
+    raise ValueError(f"there is no accelerator {name!r}; this version has litert-cpu, and hostile:MODE for tests")

@@ -52,10 +52,14 @@ class MaskRule:
 class Scheme(Protocol):
     """One published (or our own) way to split the work. A scheme is one module; see enclave/schemes/__init__.py."""
 
-    name: str
-    mask: MaskRule
-    protects: tuple[str, ...]
-    leaks: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def mask(self) -> MaskRule: ...
+    @property
+    def protects(self) -> tuple[str, ...]: ...
+    @property
+    def leaks(self) -> tuple[str, ...]: ...
 
     def obfuscate(self, layer: LayerWeights, ratio: float, rng: Rng) -> Obfuscated:
         """Hide a layer's weights. ``ratio`` is the obfuscation ratio r, M = ceil(r * n)."""

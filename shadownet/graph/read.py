@@ -50,7 +50,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Graph, bytes]:
 def parse(content: bytes, name: str = "the model") -> Graph:
     """Parse a model. Raises ``ModelError`` for whatever is not one; ``name`` is for the message."""
     if len(content) < 16 or content[4:8] != b"TFL3":
-        raise ModelError(f"{name} is not a TensorFlow Lite model", "it should carry the identifier TFL3 in bytes 4 to 7")
+        raise ModelError(
+            f"{name} is not a TensorFlow Lite model", "it should carry the identifier TFL3 in bytes 4 to 7"
+        )
     try:
         _bound(content)
         raw = schema.ModelT.InitFromPackedBuf(content, 0)

@@ -36,7 +36,8 @@ class ModelWriter:
     def signature(self, key: str, graph: SubgraphWriter, inputs: dict[str, int], outputs: dict[str, int]) -> None:
         """Name a subgraph's interface (name -> tensor index in that subgraph)."""
         maps = [
-            [schema.TensorMapT(name=name, tensorIndex=index) for name, index in part.items()] for part in (inputs, outputs)
+            [schema.TensorMapT(name=name, tensorIndex=index) for name, index in part.items()]
+            for part in (inputs, outputs)
         ]
         self.model.signatureDefs.append(schema.SignatureDefT(maps[0], maps[1], key, graph.index))
 
@@ -86,9 +87,7 @@ class SubgraphWriter:
     def __init__(self, model: ModelWriter, raw: Any, index: int) -> None:
         self.model, self.raw, self.index = model, raw, index
 
-    def tensor(
-        self, name: str, shape: tuple[int, ...], data: np.ndarray | None = None, dtype: str = "float32"
-    ) -> int:
+    def tensor(self, name: str, shape: tuple[int, ...], data: np.ndarray | None = None, dtype: str = "float32") -> int:
         """Add a tensor, a constant if ``data`` is given; returns its index."""
         raw = schema.TensorT(
             shape=np.array(shape, np.int32), type=TYPE_CODES[dtype], buffer=self.model.buffer(data), name=name,

@@ -50,8 +50,7 @@ class WorkerError(Error):
 
 
 BY_NAME: dict[str, type[Error]] = {
-    cls.__name__: cls
-    for cls in (ModelError, InputError, MismatchError, BundleError, IntegrityError, WorkerError)
+    cls.__name__: cls for cls in (ModelError, InputError, MismatchError, BundleError, IntegrityError, WorkerError)
 }
 
 

@@ -1,0 +1,141 @@
+"""The command line. Parsing is here; each verb loads its own module when it runs, so ``-h`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from shadownet import __version__
+from shadownet.wire.errors import Error
+
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def size(text: str) -> int:
+    """Parse a size such as 14M."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        value = int(float(number) * _SIZES[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500K, 14M or 2G") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError("a size cannot be negative")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the whole parser."""
+    top = argparse.ArgumentParser(
+        prog="shadownet",
+        description="Run a TFLite model with its secrets in an enclave and its linear layers on an untrusted "
+        "accelerator. A simulator: processes, no hardware isolation.",
+    )
+    top.add_argument("--version", action="version", version=f"shadownet {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, module: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(module=module, function=name)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        return sub
+
+    def key(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--key", metavar="FILE", help="device key (default: $SHADOWNET_KEY, else the user's own)")
+
+    p = verb("keygen", "make a device key", "owner")
+    p.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: the user's own key)")
+
+    p = verb("convert", "turn a .tflite model into a bundle", "owner")
+    p.add_argument("model", metavar="MODEL.tflite")
+    p.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="directory to make")
+    p.add_argument("--scheme", default="shadownet", metavar="NAME[:VARIANT]", help="default: %(default)s")
+    p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
+    p.add_argument("--activations", default="float", choices=["float"], help="how activations are masked")
+    p.add_argument("--integrity", default="none", choices=["none"], help="how answers are checked")
+    p.add_argument("--outsource", default="all", metavar="all|none|LIST", help="ops to outsource: LIST of ids")
+    p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    key(p)
+
+    p = verb("run", "run a bundle on inputs", "run")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("--input", nargs="+", required=True, metavar="X", help=".npy, .npz, images, or a .wav")
+    p.add_argument("--output", metavar="Y.npy", help="write the outputs (.npz if there are several)")
+    p.add_argument("--mean", type=float, metavar="M", help="for images: (pixel - mean) / std")
+    p.add_argument("--std", type=float, metavar="S", help="for images: (pixel - mean) / std")
+    p.add_argument("--num_runs", type=_count, default=1, metavar="N", help="run every sample N times, for timing")
+    _session_flags(p)
+    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto or chrome://tracing")
+    p.add_argument("--record", metavar="DIR", help="write every byte that crosses to DIR/transcript.npz")
+    key(p)
+
+    p = verb("verify", "compare a bundle with the original model", "run")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("--model", required=True, metavar="MODEL.tflite", help="the original")
+    p.add_argument("--inputs", metavar="X.npy", help="samples (default: random ones)")
+    p.add_argument("--tolerance", type=float, default=1e-3, metavar="T", help="of the largest output value")
+    key(p)
+
+    p = verb("inspect", "show what runs where and why", "inspect")
+    p.add_argument("path", metavar="MODEL.tflite|BUNDLE")
+
+    p = verb("seal", "copy a bundle for another device", "owner")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("-o", "--output", required=True, metavar="BUNDLE2", help="directory to make")
+    p.add_argument("--for", required=True, dest="for_key", metavar="DEVICE_KEY", help="the other device's key")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    key(p)
+
+    verb("schemes", "list the schemes, what they protect and what breaks them", "owner")
+    verb("doctor", "say what this machine has and what is missing", "doctor")
+
+    p = verb("demo", "protect a small network and watch it read digits", "demo")
+    p.add_argument("-o", "--output", default="demo", metavar="DIR", help="where to write (default: %(default)s)")
+    p.add_argument("--images", type=_count, default=100, metavar="N", help="digits to read (default: %(default)s)")
+    return top
+
+
+def _session_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
+    p.add_argument("--masks", type=_count, default=0, metavar="N", help="sets of one-time masks to make beforehand")
+    p.add_argument("--mask-memory", type=size, default=2 << 30, metavar="SIZE", help="for prepared masks (default: 2G)")
+    p.add_argument("--enclave-memory", type=size, default=0, metavar="SIZE", help="limit beyond the enclave's baseline")
+    p.add_argument("--mask-input", action="store_true", help="mask what enters the first layer too")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        if sys.platform != "linux":
+            raise Error("shadownet runs on Linux only", "use a Linux machine, virtual machine or container")
+        function = getattr(importlib.import_module(f"shadownet.cli.{args.module}"), args.function)
+        return int(function(args) or 0)
+    except Error as error:
+        print(f"shadownet: error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code if sys.platform == "linux" else 2
+    except KeyboardInterrupt:
+        print("shadownet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has enough
+        return 0
+    except MemoryError:
+        print("shadownet: error: this machine has too little memory for the model", file=sys.stderr)
+        return 2

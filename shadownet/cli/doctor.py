@@ -1,0 +1,86 @@
+"""The verb doctor: what this machine has, and what to do about what it lacks."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from typing import Any
+
+from shadownet.cli.output import as_json
+from shadownet.wire.paths import resolve_key
+from shadownet.workers import environment
+
+
+def doctor(args: argparse.Namespace) -> int:
+    checks = [_system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"), _worker("enclave"),
+              _worker("accelerator"), _shared_memory(), _key(), _memory()]  # fmt: skip
+    if args.json:
+        as_json(checks)
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['what']}: {check['found']}")
+            if not check["ok"]:
+                print(f"     hint: {check['hint']}")
+        print("note: processes are no hardware isolation; this machine simulates an enclave")
+    return 0 if all(check["ok"] for check in checks) else 1
+
+
+def _result(what: str, ok: bool, found: str, hint: str = "") -> dict[str, Any]:
+    return {"what": what, "ok": ok, "found": found, "hint": hint}
+
+
+def _system() -> dict[str, Any]:
+    found = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    ok = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+    return _result("system", ok, found, "shadownet runs on Linux on x86-64 and arm64")
+
+
+def _package(name: str) -> dict[str, Any]:
+    try:
+        return _result(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return _result(name, False, "not installed", f"pip install {name}")
+
+
+def _worker(package: str) -> dict[str, Any]:
+    """Start a worker far enough to print its help: its imports work in the environment it will get."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", package, "-h"], env=environment(), capture_output=True, text=True, timeout=60
+        )
+        found = (done.stderr.strip().splitlines() or ["?"])[-1]
+        ok = done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired) as error:
+        ok, found = False, str(error)
+    return _result(
+        f"{package} worker", ok, "starts" if ok else found, "reinstall: pip install --force-reinstall shadownet"
+    )
+
+
+def _shared_memory() -> dict[str, Any]:
+    try:
+        os.close(os.memfd_create("doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        return _result("shared memory", True, "sealed memfd")
+    except OSError as error:
+        return _result("shared memory", False, str(error), "the kernel must be Linux 3.17 or newer")
+
+
+def _key() -> dict[str, Any]:
+    path = resolve_key(None)
+    if not path.exists():
+        return _result("device key", True, "none yet; convert makes one")
+    mode = path.stat().st_mode & 0o777
+    return _result("device key", mode & 0o077 == 0, f"{path}, mode {mode:o}", f"others can read it: chmod 600 {path}")
+
+
+def _memory() -> dict[str, Any]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    found = "no limit on address space" if soft == resource.RLIM_INFINITY else f"address space limited to {soft} bytes"
+    return _result(
+        "memory", soft == resource.RLIM_INFINITY or soft > 1 << 30, found, "raise it with ulimit -v unlimited"
+    )

@@ -1,0 +1,177 @@
+"""The verbs run and verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadownet.cli.output import as_json, human
+from shadownet.interpreter import check
+from shadownet.media import Pixels, load_array, load_inputs
+from shadownet.progress import note, track
+from shadownet.session import Session
+from shadownet.wire.errors import InputError, MismatchError
+from shadownet.wire.paths import resolve_key
+from shadownet.wire.tensors import TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run every sample of the input; print the last outputs in short, times and counters."""
+    if args.num_runs < 1:
+        raise InputError("--num_runs must be at least 1")
+    transcript = _transcript(args.record) if args.record else None
+    session = Session(
+        args.bundle, resolve_key(args.key), args.num_threads, args.accelerator, args.mask_input, args.mask_memory,
+        args.enclave_memory, transcript, bool(args.trace),
+    )  # fmt: skip
+    try:
+        specs = session.entries[0][0]
+        pixels = Pixels(args.mean, args.std, session.manifest.get("normalization"))
+        samples, used = load_inputs([Path(p) for p in args.input], specs, pixels)
+        if used:
+            note(used)
+        session.allocate(0, [value.shape for value in samples[0]])
+        if args.masks:
+            session.prepare(args.masks)
+        outputs, seconds = [], []
+        for sample in track(samples, "running"):
+            values = [check(spec, value) for spec, value in zip(session.inputs, sample, strict=True)]
+            for _ in range(args.num_runs):
+                start = time.perf_counter()
+                result = session.invoke(values)
+                seconds.append(time.perf_counter() - start)
+            outputs.append(result)
+        stats = session.stats()
+        if args.trace:
+            _write(args.trace, json.dumps({"traceEvents": session.events()}))
+        names = session.outputs
+    finally:
+        session.close()
+    if args.output:
+        _save(args.output, outputs, names)
+    _report(args, outputs, names, seconds, stats)
+
+
+def _transcript(directory: str) -> str:
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {directory}: {error.strerror}") from None
+    path = os.path.join(directory, "transcript.npz")
+    if os.path.exists(path):
+        raise InputError(f"{path} exists already", "give another directory to --record")
+    return path
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _save(path: str, outputs: list[list[Array]], specs: list[TensorSpec]) -> None:
+    """One .npy with the samples stacked, or an .npz with one array per output."""
+    columns = [_stack(column) for column in zip(*outputs, strict=True)]
+    try:
+        with open(path, "wb") as file:
+            if len(columns) == 1:
+                np.save(file, columns[0], allow_pickle=False)
+            else:
+                np.savez(file, allow_pickle=False, **{spec.name: c for spec, c in zip(specs, columns, strict=True)})
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _stack(values: tuple[Array, ...]) -> Array:
+    if any(v.shape != values[0].shape for v in values):
+        raise InputError("outputs of different samples have different shapes; run them one at a time")
+    return np.concatenate(values) if values[0].ndim and values[0].shape[0] == 1 else np.stack(values)
+
+
+def _report(
+    args: argparse.Namespace,
+    outputs: list[list[Array]],
+    specs: list[TensorSpec],
+    seconds: list[float],
+    stats: dict[str, Any],
+) -> None:
+    runs = len(seconds)
+    summary = {
+        "samples": len(outputs),
+        "runs": runs,
+        "median_ms": float(np.median(seconds)) * 1e3,
+        "first_ms": seconds[0] * 1e3,
+        "bytes_to_accelerator": stats["bytes_to_accelerator"] // runs,
+        "bytes_from_accelerator": stats["bytes_from_accelerator"] // runs,
+        "crossings": stats["crossings"] // runs,
+        "masks_made_inline": stats["masks_made_inline"],
+        "outputs": [
+            {"name": s.name, "shape": list(v.shape), "dtype": v.dtype.name, **_top(v)}
+            for s, v in zip(specs, outputs[-1], strict=True)
+        ],
+    }
+    if args.json:
+        as_json(summary)
+        return
+    for sample, result in enumerate(outputs[:20]):
+        for spec, value in zip(specs, result, strict=True):
+            top = _top(value).get("top")
+            what = (
+                ", ".join(f"class {c} ({v:.4g})" for c, v in top) if top else f"{value.dtype.name} {list(value.shape)}"
+            )
+            print(f"sample {sample}: {spec.name}: {what}")
+    if len(outputs) > 20:
+        print(f"… and {len(outputs) - 20} more samples; --output keeps them all")
+    crossed = summary["bytes_to_accelerator"] + summary["bytes_from_accelerator"]
+    print(
+        f"{runs} runs, median {summary['median_ms']:.2f} ms; per run {human(crossed)}B crossed in {summary['crossings']} calls"
+    )
+
+
+def _top(value: Array) -> dict[str, Any]:
+    """The three largest of a vector of scores."""
+    flat = value.reshape(-1)
+    if value.dtype.kind not in "fiu" or flat.size < 2 or max(value.shape) != flat.size or not flat.size <= 100_000:
+        return {}
+    order = np.argsort(-flat.astype(np.float64), kind="stable")[:3]
+    return {"top": [[int(i), float(flat[i])] for i in order]}
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Compare a bundle with the original model; exit code 1 if they differ."""
+    from shadownet.analysis import Reference
+    from shadownet.graph import load
+    from shadownet.inputs import random_inputs, split_batch
+    from shadownet.lower import interface_spec
+    from shadownet.partition import partition
+    from shadownet.verify import verify as compare
+
+    graph, _ = load(args.model)
+    with Reference(args.model, graph) as reference:
+        parts = {e: partition(graph, e, reference.shapes(e), "none") for e in graph.entry_points()}
+        specs = {e: [interface_spec(p, t) for t in p.graph.inputs] for e, p in parts.items()}
+        samples = {e: [random_inputs(s, seed) for seed in range(4)] for e, s in specs.items()}
+        if args.inputs:
+            samples[0] = split_batch([load_array(Path(args.inputs))], specs[0])
+            if not samples[0]:
+                raise InputError("there is no sample in the inputs")
+        verdict = compare(args.bundle, resolve_key(args.key), reference, parts, samples, args.tolerance)
+    if args.json:
+        as_json(verdict.to_json())
+    else:
+        print(
+            f"{'same' if verdict.ok else 'DIFFERENT'} on {verdict.samples} samples under LiteRT's {verdict.kernels} "
+            f"kernels: largest float difference {verdict.worst:.1e} of the largest value, {verdict.differing:.2%} of "
+            f"integer elements differ, top class agrees on {verdict.top[0]} of {verdict.top[1]}"
+        )
+    if not verdict.ok:
+        raise MismatchError(f"the bundle does not compute what {args.model} does: {verdict.why}")
