@@ -41,7 +41,10 @@ class Reference:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "shadownet.reference", str(theirs.fileno()), os.fspath(model), str(num_threads)],
+                [
+                    *(sys.executable, "-P", "-m", "shadownet.reference"),
+                    *(str(theirs.fileno()), os.fspath(model), str(num_threads)),
+                ],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, env=environment(),
             )  # fmt: skip

@@ -133,7 +133,8 @@ def _report(
         print(f"… and {len(outputs) - 20} more samples; --output keeps them all")
     crossed = summary["bytes_to_accelerator"] + summary["bytes_from_accelerator"]
     print(
-        f"{runs} runs, median {summary['median_ms']:.2f} ms; per run {human(crossed)}B crossed in {summary['crossings']} calls"
+        f"{runs} runs, median {summary['median_ms']:.2f} ms; "
+        f"per run {human(crossed)}B crossed in {summary['crossings']} calls"
     )
 
 

@@ -1,0 +1,43 @@
+# Every target does its own set-up in .venv on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint zoo clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/shadownet demo
+
+test: lint
+	$(BIN)/pytest tests/test_tiny.py
+	$(BIN)/pytest -n auto -m "not slow"
+
+slow: $(VENV)/.dev
+	$(BIN)/pytest -n auto -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+zoo: $(VENV)/.zoo
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shadownet needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.zoo: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[zoo]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo
