@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from enclave import schemes
-from enclave.formats import Float
+from enclave import formats, limbs, schemes
+from enclave.formats import Format
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, Pair
 from enclave.rng import Rng
@@ -31,6 +31,18 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Limbs:
+    """How the answers of an exact layer are put together; see ``enclave.limbs``."""
+
+    groups: int
+    count: int
+    base: int
+
+    def join(self, y: Array) -> Array:
+        return limbs.join(y, self.groups, self.count, self.base)
+
+
+@dataclass(frozen=True)
 class Layer:
     """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0)."""
 
@@ -39,12 +51,14 @@ class Layer:
     input: int
     output: int
     slots: int
+    limbs: Limbs
     sigma: float
     masked: bool
     pop: int
     pop_output: int
+    pop_limbs: Limbs
     secrets: dict[str, Array]
-    format: Float
+    format: Format
 
 
 @dataclass(frozen=True)
@@ -164,16 +178,21 @@ class Executor:
         began = time.perf_counter()
         link.call(layer.number, layer.name)
         self.trace.add(layer.name, "accelerator", began, bytes_in=4 * sent.size)
-        y = scheme.restore(layer.secrets, link.read(layer.number, layer.name))
+        answer = link.read(layer.number, layer.name)
+        y = scheme.restore(layer.secrets, layer.limbs.join(answer) if layer.format.exact else answer)
         y = y - pop if layer.masked else np.array(y)
         return layer.format.decode(y, context)
 
     def _make_mask(self, number: int) -> Pair:
         """Draw a push mask and compute its pop mask with the layer's true weights."""
         layer = self._layers[number]
-        push = self._rng.normal(layer.sigma, self._shapes[number][0])
+        shape = self._shapes[number][0]
+        if layer.format.exact:
+            push = self._rng.integers(-formats.MASK_BOUND, formats.MASK_BOUND + 1, shape).astype(np.float32)
+        else:
+            push = self._rng.normal(layer.sigma, shape)
         (pop,) = self._runtime().run(layer.pop, [0], [push], [layer.pop_output])
-        return push, pop
+        return push, layer.pop_limbs.join(pop) if layer.format.exact else pop
 
     def reset(self) -> None:
         if self._trusted is not None:
@@ -189,19 +208,20 @@ def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Layer:
-    bias = blobs[record["bias"]] if record["bias"] else None
     return Layer(
         number=number,
         name=str(record["signature"]),
         input=int(record["input"]),
         output=int(record["output"]),
         slots=int(record["slots"]),
+        limbs=Limbs(*(int(v) for v in record["limbs"])),
         sigma=float(record["sigma"]),
         masked=mask_input or not record["public_input"],
         pop=int(record["pop"]),
         pop_output=int(record["pop_output"]),
+        pop_limbs=Limbs(*(int(v) for v in record["pop_limbs"])),
         secrets={name: blobs[blob] for name, blob in record["secrets"].items()},
-        format=Float(bias, str(record["activation"])),
+        format=formats.create(record["format"], blobs),
     )
 
 

@@ -81,6 +81,11 @@ class Reference:
         reply, outputs = self._ask(request | {"inputs": list(graph.inputs), "outputs": list(graph.outputs)}, inputs)
         return outputs if reply["ran"] else None
 
+    def probe(self, model: bytes, value: Array) -> Array | None:
+        """Run another, one-input, one-output model once; None if LiteRT does not take it."""
+        reply, values = self._ask({"do": "probe"}, [np.frombuffer(model, np.uint8), value])
+        return values[0] if reply["ran"] else None
+
     def reset(self) -> None:
         self._ask({"do": "reset"})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,44 @@ import numpy as np
 
 from enclave import keys, schemes
 from enclave.rng import Rng
+from enclave.schemes import Scheme
 from shadownet import bundle
-from shadownet.analysis import Reference
+from shadownet.analysis import Reference, Shapes
 from shadownet.graph import Graph, load
-from shadownet.inputs import random_inputs, split_batch
+from shadownet.inputs import quiet_inputs, random_inputs, split_batch
 from shadownet.lower import Lowered, Lowering, interface_spec
 from shadownet.media import load_array
 from shadownet.metadata import normalization
-from shadownet.partition import Partition, partition
-from shadownet.progress import note
+from shadownet.partition import Partition, partition, upstream
+from shadownet.progress import note, track
+from shadownet.quantized import constants, numbers
+from shadownet.selftest import agrees
 from shadownet.verify import Verdict, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
 
 Array = np.ndarray[Any, Any]
+Samples = dict[int, list[list[Array]]]
 
 RANDOM_SAMPLES = 2
 MAX_CALIBRATION = 32
+
+# Ops that blow a small absolute error up, worst first. Masks leave such an error behind (float32 rounding at the
+# mask's size); where the trial run shows that it matters, the layers before these ops stay in the enclave.
+AMPLIFIERS = (("LOG",), ("SQRT", "POW", "DIV"), ("RSQRT",))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose, checked."""
+
+    scheme: Scheme
+    ratio: float
+    activations: str
+    integrity: str
+    outsource: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "scheme"}
 
 
 def convert(
@@ -46,41 +70,25 @@ def convert(
 
     ``ratio`` is the obfuscation ratio r (M = ceil(r n) filters leave for n), 1 to 8. ``calibration`` holds samples
     [N, …] (a ``.npy`` path or one array per input) that set the size of the activation masks; without it random
-    inputs do, which is said on stderr. ``outsource`` is "all" or op ids, comma-separated. ``activations`` and
-    ``integrity`` know only "float" and "none" in this version.
+    inputs do, which is said on stderr. ``outsource`` is "all", "none" or op ids, comma-separated. ``activations``
+    and ``integrity`` know only "float" and "none" in this version.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    chosen = schemes.get(scheme)
-    _check_options(ratio, activations, integrity, base)
+    options = _options(scheme, ratio, activations, integrity, outsource, base)
     target = Path(output)
-    key_path = bundle.ensure_key(key)
-    device_key = keys.load(key_path)
     graph, _ = load(model)
+    key_path = bundle.ensure_key(key)
     with bundle.new_directory(target, overwrite) as work, Reference(os.fspath(model), graph) as reference:
-        partitions = {e: _partition(graph, e, reference, outsource) for e in graph.entry_points()}
-        samples = _samples(partitions, calibration)
-        folded, rms = _observe(reference, partitions, samples)
-        lowered = Lowering(graph, chosen, ratio, Rng()).run(partitions, folded, rms)
-        manifest = {
-            "scheme": chosen.name,
-            "options": {"ratio": ratio, "activations": activations, "integrity": integrity, "outsource": outsource},
-            "layers": lowered.layers,
-            "normalization": normalization(graph.metadata),
-            "entries": {
-                str(e): [[interface_spec(p, t).to_json() for t in side] for side in (p.graph.inputs, p.graph.outputs)]
-                for e, p in partitions.items()
-            },
-        }
-        bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, device_key)
-        verdict = _try(work, key_path, reference, partitions, samples)
-    return _summary(target, chosen.name, partitions, lowered, verdict, time.perf_counter() - start)
+        work_on = _Conversion(graph, options, reference, key_path, calibration)
+        lowered, verdict = work_on.run(work)
+    return _summary(target, options.scheme.name, work_on, lowered, verdict, time.perf_counter() - start)
 
 
-def _check_options(ratio: float, activations: str, integrity: str, base: object) -> None:
+def _options(scheme: str, ratio: float, activations: str, integrity: str, outsource: str, base: object) -> Options:
     if not 1.0 <= ratio <= 8.0:
         raise InputError(f"the obfuscation ratio must be between 1 and 8, not {ratio}")
     for name, value, known in (("activations", activations, "float"), ("integrity", integrity, "none")):
@@ -88,10 +96,8 @@ def _check_options(ratio: float, activations: str, integrity: str, base: object)
             raise InputError(f"{name} {value!r} is not in this version", f"use {known!r}")
     if base is not None:
         raise InputError("no scheme of this version takes a public base model")
-
-
-def _partition(graph: Graph, entry: int, reference: Reference, outsource: str) -> Partition:
-    return partition(graph, entry, reference.shapes(entry), parse_outsource(outsource))
+    parse_outsource(outsource)
+    return Options(schemes.get(scheme), float(ratio), activations, integrity, outsource)
 
 
 def parse_outsource(text: str) -> str | set[int]:
@@ -106,66 +112,132 @@ def parse_outsource(text: str) -> str | set[int]:
         ) from None
 
 
-def _samples(
-    partitions: dict[int, Partition], calibration: str | os.PathLike[str] | list[Array] | None
-) -> dict[int, list[list[Array]]]:
-    """Inputs per entry: the user's for the main one, random ones elsewhere."""
-    samples = {}
-    for entry, part in partitions.items():
-        specs = [interface_spec(part, t) for t in part.graph.inputs]
-        if calibration is not None and entry == 0:
-            arrays = calibration if isinstance(calibration, list) else [load_array(Path(calibration))]
-            samples[entry] = split_batch(arrays, specs)[:MAX_CALIBRATION]
-            if not samples[entry]:
-                raise InputError("the calibration data holds no sample")
-        else:
-            samples[entry] = [random_inputs(specs, seed) for seed in range(RANDOM_SAMPLES)]
-    if calibration is None and any(p.linear for p in partitions.values()):
-        note("no --calibration: random inputs set the size of the activation masks")
-    return samples
+class _Conversion:
+    """One conversion: partition, self-test, lower, write, try; what fails to be precise stays in the enclave."""
 
+    def __init__(self, graph: Graph, options: Options, reference: Reference, key: Path, calibration: Any) -> None:
+        self._graph, self._options, self._reference, self._key = graph, options, reference, key
+        self._device_key = keys.load(key)
+        self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
+        self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
+        self.partitions = self._partition()
+        self._calibration, self._trial = self._samples(calibration)
+        self._self_test()
 
-def _observe(
-    reference: Reference, partitions: dict[int, Partition], samples: dict[int, list[list[Array]]]
-) -> tuple[dict[int, dict[int, Array]], dict[int, dict[int, float]]]:
-    """Run the original: values of folded weights, and the rms of each linear layer's input."""
-    folded: dict[int, dict[int, Array]] = {}
-    rms: dict[int, dict[int, float]] = {}
-    for entry, part in partitions.items():
-        tensors = sorted({lin.input for lin in part.linear})
-        try:
-            squares = [np.square(reference.observe(entry, sample, tensors)) for sample in samples[entry]]
-        except ModelError as error:
-            raise ModelError(str(error), "give inputs that the model accepts with --calibration X.npy") from None
-        mean = np.sqrt(np.mean(squares, axis=0)) if tensors else []
-        # A layer that saw only zeros still gets a mask.
-        rms[entry] = {t: float(v) if np.isfinite(v) and v > 0 else 1.0 for t, v in zip(tensors, mean, strict=True)}
-        folded[entry] = dict(zip(part.folded, reference.values(entry, part.folded), strict=True)) if part.folded else {}
-    return folded, rms
+    def run(self, work: Path) -> tuple[Lowered, Verdict]:
+        """Write a verified bundle into the empty directory ``work``. Raises ``MismatchError``."""
+        lowered, verdict = self._attempt(work)
+        for kinds in (*AMPLIFIERS, ()):
+            if verdict.ok:
+                return lowered, verdict
+            if self._refuse_before(kinds):
+                note(f"{verdict.why}: keeping the layers before {', '.join(kinds) or 'every op'} in the enclave")
+                lowered, verdict = self._attempt(work)
+        if not verdict.ok:
+            raise MismatchError(
+                f"the converted model does not compute what the original does: {verdict.why}",
+                "try inputs like the real ones with --calibration X.npy",
+            )
+        return lowered, verdict
 
+    def _partition(self) -> dict[int, Partition]:
+        outsource = parse_outsource(self._options.outsource)
+        return {e: partition(self._graph, e, s, outsource, self._refused[e]) for e, s in self._shapes.items()}
 
-def _try(
-    work: Path, key: Path, reference: Reference, partitions: dict[int, Partition], samples: dict[int, list[list[Array]]]
-) -> Verdict:
-    """Run the new bundle beside the original. Raises ``MismatchError`` if they differ."""
-    verdict = verify(work, key, reference, partitions, {e: s[:RANDOM_SAMPLES] for e, s in samples.items()})
-    if not verdict.ok:
-        raise MismatchError(
-            f"the converted model does not compute what the original does: {verdict.why}",
-            "try inputs like the real ones with --calibration X.npy",
-        )
-    return verdict
+    def _samples(self, calibration: Any) -> tuple[Samples, Samples]:
+        """(inputs that set mask sizes, inputs of the trial run) per entry; the user's serve the main one."""
+        sizes: Samples = {}
+        trial: Samples = {}
+        for entry, part in self.partitions.items():
+            specs = [interface_spec(part, t) for t in part.graph.inputs]
+            if calibration is not None and entry == 0:
+                arrays = calibration if isinstance(calibration, list) else [load_array(Path(calibration))]
+                sizes[entry] = split_batch(arrays, specs)[:MAX_CALIBRATION]
+                if not sizes[entry]:
+                    raise InputError("the calibration data holds no sample")
+                trial[entry] = sizes[entry][:RANDOM_SAMPLES]
+            else:
+                sizes[entry] = [random_inputs(specs, seed) for seed in range(RANDOM_SAMPLES)]
+                trial[entry] = [*sizes[entry], *quiet_inputs(specs)]
+        if calibration is None and any(p.linear for p in self.partitions.values()):
+            note("no --calibration: random inputs set the size of the activation masks")
+        return sizes, trial
+
+    def _self_test(self) -> None:
+        """Keep quantised layers inside whose kernel in LiteRT rounds differently from ours."""
+        self._observe()
+        for entry, part in self.partitions.items():
+            for lin in track(part.linear, "testing number formats"):
+                values = numbers(lin, part.graph, constants(lin, part.graph, self._folded[entry]))
+                if values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
+                    self._refused[entry][lin.op.id] = "LiteRT's kernel for it rounds differently"
+        if any(self._refused.values()):
+            self.partitions = self._partition()
+
+    def _observe(self) -> None:
+        """Run the original: values of folded weights, and the rms of each linear layer's input."""
+        self._folded: dict[int, dict[int, Array]] = {}
+        self._rms: dict[int, dict[int, float]] = {}
+        for entry, part in self.partitions.items():
+            tensors = sorted({lin.input for lin in part.linear})
+            try:
+                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in self._calibration[entry]]
+            except ModelError as error:
+                raise ModelError(str(error), "give inputs that the model accepts with --calibration X.npy") from None
+            mean = np.sqrt(np.mean(squares, axis=0)) if tensors else []
+            # A layer that saw only zeros still gets a mask.
+            usable = (float(v) if np.isfinite(v) and v > 0 else 1.0 for v in mean)
+            self._rms[entry] = dict(zip(tensors, usable, strict=True))
+            values = self._reference.values(entry, part.folded) if part.folded else []
+            self._folded[entry] = dict(zip(part.folded, values, strict=True))
+
+    def _refuse_before(self, kinds: Iterable[str]) -> bool:
+        """Keep the linear layers upstream of ops of these kinds inside (of all ops, if none is named)."""
+        kinds, changed = tuple(kinds), False
+        for entry, part in self.partitions.items():
+            ends = {op.id for op in part.graph.ops if not kinds or op.kind in kinds}
+            before = upstream(part.graph, ends)
+            for lin in part.linear:
+                if lin.op.id in before and (not kinds or lin.op.id not in ends):
+                    why = f"{kinds[0]} after it would amplify the rounding noise of its mask" if kinds else "imprecise"
+                    self._refused[entry][lin.op.id] = why
+                    changed = True
+        self.partitions = self._partition()
+        return changed
+
+    def _attempt(self, work: Path) -> tuple[Lowered, Verdict]:
+        for file in work.iterdir():
+            file.unlink()
+        lowering = Lowering(self._graph, self._options.scheme, self._options.ratio, Rng())
+        lowered = lowering.run(self.partitions, self._folded, self._rms)
+        manifest = {
+            "scheme": self._options.scheme.name,
+            "options": self._options.to_json(),
+            "layers": lowered.layers,
+            "normalization": normalization(self._graph.metadata),
+            "entries": {
+                str(e): [[interface_spec(p, t).to_json() for t in side] for side in (p.graph.inputs, p.graph.outputs)]
+                for e, p in self.partitions.items()
+            },
+        }
+        bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, self._device_key)
+        return lowered, verify(work, self._key, self._reference, self.partitions, self._trial)
+
+    def kept(self) -> list[str]:
+        """Layers that could not be outsourced precisely: "op id: reason"."""
+        return [f"op {i}: {why}" for refused in self._refused.values() for i, why in sorted(refused.items())]
 
 
 def _summary(
-    target: Path, scheme: str, partitions: dict[int, Partition], lowered: Lowered, verdict: Verdict, seconds: float
+    target: Path, scheme: str, work: _Conversion, lowered: Lowered, verdict: Verdict, seconds: float
 ) -> dict[str, Any]:
     return {
         "bundle": str(target),
         "scheme": scheme,
         "layers_outsourced": len(lowered.layers),
         "linear_macs_outsourced": sum(layer["macs"] for layer in lowered.layers),
-        "ops": sum(len(p.graph.ops) for p in partitions.values()),
+        "ops": sum(len(p.graph.ops) for p in work.partitions.values()),
+        "kept_inside": work.kept(),
         "bytes": sum(f.stat().st_size for f in target.iterdir()),
         "seconds": round(seconds, 3),
         "verdict": verdict.to_json(),

@@ -11,11 +11,21 @@ from shadownet.wire.tensors import DTYPES, TensorSpec
 
 Array = np.ndarray[Any, Any]
 
+RANDOM_SEED_QUIET = 1000
+
 
 def random_inputs(specs: list[TensorSpec], seed: int) -> list[Array]:
     """Values that most models accept: floats in [-1, 1], small non-negative integers, all codes of 8-bit types."""
     rng = np.random.default_rng(seed)
     return [_random(spec, rng) for spec in specs]
+
+
+def quiet_inputs(specs: list[TensorSpec]) -> list[list[Array]]:
+    """For models with float inputs: nearly and entirely silent ones, which show what rounding noise can do."""
+    if not any(spec.dtype == "float32" for spec in specs):
+        return []
+    loud = random_inputs(specs, RANDOM_SEED_QUIET)
+    return [[v * v.dtype.type(level) if v.dtype.kind == "f" else v for v in loud] for level in (0.01, 0.0)]
 
 
 def _random(spec: TensorSpec, rng: np.random.Generator) -> Array:

@@ -15,6 +15,7 @@ from shadownet.graph import Op, Subgraph, SubgraphWriter
 Array = np.ndarray[Any, Any]
 
 ACTIVATIONS = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}
+DATA = {"TRANSPOSE_CONV": 2, "CONV_2D": 0, "DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 0, "BATCH_MATMUL": 0}
 KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 
 
@@ -44,6 +45,11 @@ class LinearOp:
     paddings: tuple[tuple[int, int], ...] = ()
 
     @property
+    def op_input(self) -> int:
+        """The op's own data input, which :attr:`input` is not when a PAD is absorbed."""
+        return self.op.inputs[DATA[self.kind]]
+
+    @property
     def depthwise(self) -> bool:
         return self.kind == "DEPTHWISE_CONV_2D"
 
@@ -71,6 +77,11 @@ class LinearOp:
         paddings = tuple((int(a), int(b)) for a, b in values)
         source = pad.inputs[0]
         return replace(self, pad=pad, paddings=paddings, input=source, input_shape=shapes.shape[source])
+
+    def without_pad(self) -> LinearOp:
+        """The op alone, as if its PAD had stayed where it was."""
+        padded = tuple(d + a + b for d, (a, b) in zip(self.input_shape, self.paddings, strict=True)) if self.pad else ()
+        return replace(self, pad=None, paddings=(), input=self.op_input, input_shape=padded or self.input_shape)
 
     def rows(self, weights: Array) -> Array:
         """Weights in TFLite layout -> [groups, filters of a group, depth], one filter a row."""
@@ -193,9 +204,6 @@ def _obstacle(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], ids: tu
         return "its bias is computed at run time"
     if not shapes.static[x] or not shapes.static[y]:
         return "its shape is known only at run time"
-    types = {tensors[t].dtype for t in (x, w, y)}
-    if types != {"float32"}:
-        return f"its number format ({', '.join(sorted(types))}) is not supported"
     if tensors[w].raw.sparsity is not None:
         return "its weights are stored sparse"
     options = op.options

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from enclave.formats import MASK_BOUND
+from enclave.limbs import split
 from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Scheme
 from shadownet.graph import Graph, ModelWriter
 from shadownet.linear import LinearOp
 from shadownet.partition import Partition, Step
 from shadownet.progress import track
+from shadownet.quantized import Numbers, constants, numbers
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -67,35 +70,33 @@ class Lowering:
         return Lowered(accelerator, program, self._blobs, self._described)
 
     def _layer(self, part: Partition, lin: LinearOp, folded: dict[int, Array], rms: float, last_dense: bool) -> None:
-        number = len(self._layers)
-        name = f"layer{number:03d}_{lin.kind.lower()}"
-
-        def constant(t: int) -> Array:
-            return folded[t] if t in folded else part.graph.tensors[t].values()
-
-        rows = lin.rows(np.asarray(constant(lin.weight), np.float32))
-        hidden = self._scheme.obfuscate(
-            LayerWeights(rows, depthwise=lin.depthwise, last_dense=last_dense), self._ratio, self._rng
-        )
-        public = lin.weights_from(hidden.rows)
+        name = f"layer{len(self._layers):03d}_{lin.kind.lower()}"
+        values = numbers(lin, part.graph, constants(lin, part.graph, folded))
+        weights = LayerWeights(values.rows, depthwise=lin.depthwise, integer=values.exact, last_dense=last_dense)
+        hidden = self._scheme.obfuscate(weights, self._ratio, self._rng)
+        groups = hidden.rows.shape[0]
+        # The bound counts the mask even where there is none by default: --mask-input adds one at run time.
+        public, *limbs = self._limbs(values, hidden.rows)
         target = self._public.subgraph(name)
-        x, y = lin.emit(target, public)
+        x, y = lin.emit(target, lin.weights_from(public))
         self._public.signature(name, target, {"x": x}, {"y": y})
-        pop, pop_output = self._pop(name, lin, lin.weights_from(rows))
-        slots = hidden.rows.shape[0] * hidden.rows.shape[1]
+        true, *pop_limbs = self._limbs(values, values.rows)
+        trusted = self._trusted.subgraph(f"{name}_pop")
+        _, pop_output = lin.emit(trusted, lin.weights_from(true))
         self._layers.append(
             {
                 "signature": name,
                 "input": lin.input,
                 "output": lin.output,
-                "slots": slots,
+                "slots": public.shape[0] * public.shape[1],
+                "limbs": [groups, *limbs],
                 "sigma": self._scheme.mask.sigma(rms),
                 "public_input": lin.public_input,
-                "pop": pop,
+                "pop": trusted.index,
                 "pop_output": pop_output,
-                "bias": self._blob(f"{name}.bias", constant(lin.bias).astype(np.float32)) if lin.bias >= 0 else "",
-                "activation": lin.activation,
-                "secrets": {key: self._blob(f"{name}.{key}", value) for key, value in hidden.secrets.items()},
+                "pop_limbs": [groups, *pop_limbs],
+                "format": self._format(name, values),
+                "secrets": {key: self._blob(f"{name}.secret.{key}", value) for key, value in hidden.secrets.items()},
             }
         )
         self._described.append(
@@ -104,21 +105,26 @@ class Lowering:
                 "op": lin.kind,
                 "id": lin.op.id,
                 "input": list(lin.input_shape),
-                "output": [*lin.output_shape[:-1], slots],
+                "output": [*lin.output_shape[:-1], public.shape[0] * public.shape[1]],
                 "filters": lin.filters,
+                "limbs": limbs[0],
+                "numbers": values.record["kind"],
                 "macs": lin.macs,
                 "masked": not lin.public_input,
             }
         )
 
-    def _pop(self, name: str, lin: LinearOp, weights: Array) -> tuple[int, int]:
-        """Put the layer with its true weights into the trusted model: (subgraph, output tensor)."""
-        target = self._trusted.subgraph(f"{name}_pop")
-        x, y = lin.emit(target, weights)
-        assert x == 0
-        return target.index, y
+    @staticmethod
+    def _limbs(values: Numbers, rows: Array) -> tuple[Array, int, int]:
+        return split(rows, values.largest + MASK_BOUND) if values.exact else (rows, 1, 1)
+
+    def _format(self, name: str, values: Numbers) -> dict[str, Any]:
+        """The record of a layer's number format, its arrays replaced by the names of blobs."""
+        stored = {key: self._blob(f"{name}.format.{key}", value) for key, value in values.blobs.items()}
+        return values.record | stored
 
     def _blob(self, name: str, value: Array) -> str:
+        assert name not in self._blobs
         self._blobs[name] = value
         return name
 

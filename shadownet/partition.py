@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from shadownet.analysis import Shapes
 from shadownet.graph import Graph, Op, Subgraph
 from shadownet.linear import LinearOp, recognise
+from shadownet.quantized import obstacle as number_obstacle
 from shadownet.wire.tensors import DTYPES
 
 # Ops that have state or an effect: they run in the file's order, and each once.
@@ -55,9 +56,12 @@ class Partition:
         return [step.linear for step in self.steps if step.linear is not None]
 
 
-def partition(graph: Graph, entry: int, shapes: Shapes, outsource: str | set[int]) -> Partition:
-    """Partition one subgraph. ``outsource`` is "all", "none", or the op ids that may go out."""
-    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource)
+def partition(
+    graph: Graph, entry: int, shapes: Shapes, outsource: str | set[int], refused: dict[int, str] | None = None
+) -> Partition:
+    """Partition one subgraph. ``outsource`` is "all", "none", or the op ids that may go out; ``refused`` gives
+    for op ids the reason why they must stay."""
+    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource, refused or {})
 
 
 class _Partitioner:
@@ -76,18 +80,19 @@ class _Partitioner:
             if op.kind in HANDLES or all(t in self.folded and t not in graph.outputs for t in op.outputs)
         }
 
-    def run(self, outsource: str | set[int]) -> Partition:
+    def run(self, outsource: str | set[int], refused: dict[int, str]) -> Partition:
         reasons: dict[int, str] = {}
         linear: dict[int, LinearOp] = {}
         for op in self.graph.ops:
             found = recognise(op, self.graph, self.shapes, self.folded, self.public)
-            if isinstance(found, LinearOp) and (
-                outsource == "all" or (isinstance(outsource, set) and op.id in outsource)
-            ):
-                linear[op.id] = self._absorb_pad(found)
-            reasons[op.id] = (
-                "" if op.id in linear else found if isinstance(found, str) else "not selected by --outsource"
-            )
+            if isinstance(found, LinearOp):
+                chosen = outsource == "all" or (isinstance(outsource, set) and op.id in outsource)
+                reason = number_obstacle(found, self.graph) or refused.get(op.id, "")
+                reasons[op.id] = reason or ("" if chosen else "not selected by --outsource")
+                if not reasons[op.id]:
+                    linear[op.id] = self._absorb_pad(found)
+            else:
+                reasons[op.id] = found
         steps = self._schedule(linear)
         obstacle = self._obstacle(steps)
         if linear and obstacle:
@@ -228,3 +233,14 @@ class _Partitioner:
                     if self.graph.tensors[t].is_variable and seen_variables.setdefault(t, number) != number:
                         return "segments would share a variable tensor"
         return ""
+
+
+def upstream(graph: Subgraph, ops: set[int]) -> set[int]:
+    """Ids of these ops and of all whose results reach them."""
+    wanted: set[int] = set()
+    found: set[int] = set()
+    for op in reversed(graph.ops):
+        if op.id in ops or wanted.intersection(op.outputs):
+            found.add(op.id)
+            wanted.update(op.reads())
+    return found

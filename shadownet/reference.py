@@ -109,6 +109,17 @@ class Model:
             return {"ran": False}, []
         return {"ran": True}, [raw.GetTensor(tensor, entry) for tensor in request["outputs"]]
 
+    @staticmethod
+    def probe(model: Array, value: Array) -> tuple[dict[str, Any], list[Array]]:
+        try:
+            interpreter = Interpreter(model_content=model.tobytes(), num_threads=1)
+            interpreter.allocate_tensors()
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], value)
+            interpreter.invoke()
+            return {"ran": True}, [interpreter.get_tensor(interpreter.get_output_details()[0]["index"])]
+        except (RuntimeError, ValueError):
+            return {"ran": False}, []
+
     def reset(self) -> dict[str, Any]:
         for interpreter in self._loaded.values():
             interpreter.reset_all_variables()
@@ -134,6 +145,8 @@ def main(argv: list[str]) -> int:
                 reply, values = model.run(request, tensors)
             elif verb == "observe":
                 reply = model.observe(request, tensors)
+            elif verb == "probe":
+                reply, values = model.probe(*tensors)
             elif verb == "values":
                 reply, values = {}, model.values(request)
             elif verb == "shapes":

@@ -37,6 +37,8 @@ def convert(args: argparse.Namespace) -> None:
         f"{summary['seconds']:.1f} s"
     )
     print(f"verified against the original on {verdict['samples']} inputs: largest difference {verdict['worst']:.1e}")
+    for line in summary["kept_inside"]:
+        print(f"kept in the enclave: {line}")
     for name in verdict["uncertain"]:
         print(f"output {name!r} jumps when its input moves a little: not judged")
     if summary["layers_outsourced"]:
