@@ -113,7 +113,7 @@ class Executor:
                     known[t] = self._runtime().shape(step.subgraph, local)
             else:
                 self._runtime().prepare(step.pop, [0], [known[step.input]])
-                known[step.output] = self._runtime().shape(step.pop, step.pop_output)
+                known[step.output] = self._output_shape(step)
                 layers[step.number] = (known[step.input], known[step.output])
         self._open(layers)
         return (
@@ -121,12 +121,16 @@ class Executor:
             [_reshaped(spec, known[spec.index]) for spec in entry.outputs],
         )
 
+    def _output_shape(self, layer: Layer) -> tuple[int, ...]:
+        """Of a layer whose pop subgraph is prepared; that one has a channel for each limb."""
+        *positions, channels = self._runtime().shape(layer.pop, layer.pop_output)
+        return (*positions, channels // layer.pop_limbs.count)
+
     def _open(self, layers: dict[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Tell the accelerator the shapes, if they are new. Masks of other shapes are useless: drop them."""
         missing = [layer for layer in self._layers if layer.number not in layers]
         for layer in missing:  # of entries that are not allocated: as converted
-            shapes = [self._runtime().shape(layer.pop, t) for t in (0, layer.pop_output)]
-            layers[layer.number] = (shapes[0], shapes[1])
+            layers[layer.number] = (self._runtime().shape(layer.pop, 0), self._output_shape(layer))
         wanted = [layers[k] for k in range(len(self._layers))]
         if not wanted or wanted == self._shapes:
             return

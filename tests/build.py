@@ -95,7 +95,7 @@ class Net:
         w = self.constant(self.weights(shape, kh * kw * shape[3])) if weights is None else weights
         out = (batch, window(height, kh, sh, dh, padding), window(width, kw, sw, dw, padding), filters)
         options = schema.Conv2DOptionsT(PADDINGS[padding], sw, sh, ACTIVATIONS[activation], dw, dh)
-        return self._op("CONV_2D", [x, w, self._bias(filters, bias)], out, options, version=2)
+        return self._op("CONV_2D", [x, w, *self._bias(filters, bias)], out, options, version=2)
 
     def depthwise(
         self, x: int, multiplier: int = 1, kernel: Any = 3, stride: Any = 1, dilation: Any = 1,
@@ -109,7 +109,7 @@ class Net:
         options = schema.DepthwiseConv2DOptionsT(
             PADDINGS[padding], sw, sh, multiplier, ACTIVATIONS[activation], dw, dh
         )
-        return self._op("DEPTHWISE_CONV_2D", [x, w, self._bias(n, bias)], out, options, version=2)
+        return self._op("DEPTHWISE_CONV_2D", [x, w, *self._bias(n, bias)], out, options, version=2)
 
     def dense(
         self, x: int, units: int, activation: str = "NONE", bias: bool = True, keep: bool = False,
@@ -121,7 +121,8 @@ class Net:
         w = self.constant(self.weights((units, depth), depth)) if weights is None else weights
         out = (*shape[:-1], units) if keep else (int(np.prod(shape)) // depth, units)
         options = schema.FullyConnectedOptionsT(ACTIVATIONS[activation], keepNumDims=keep)
-        return self._op("FULLY_CONNECTED", [x, w, self._bias(units, bias)], out, options, version=5 if keep else 1)
+        inputs = [x, w, *(self._bias(units, bias) or [-1])]
+        return self._op("FULLY_CONNECTED", inputs, out, options, version=5 if keep else 1)
 
     def transpose_conv(
         self, x: int, filters: int, kernel: Any = 3, stride: Any = 2, padding: str = "SAME", activation: str = "NONE",
@@ -133,7 +134,7 @@ class Net:
         size = [s * d if padding == "SAME" else s * (d - 1) + k for s, d, k in ((sh, height, kh), (sw, width, kw))]
         out = (batch, *size, filters)
         options = schema.TransposeConvOptionsT(PADDINGS[padding], sw, sh, ACTIVATIONS[activation])
-        inputs = [self.constant(np.array(out, np.int32)), w, x, *([self._bias(filters, True)] if bias else [])]
+        inputs = [self.constant(np.array(out, np.int32)), w, x, *self._bias(filters, bias)]
         return self._op("TRANSPOSE_CONV", inputs, out, options, version=4 if activation != "NONE" else 3 if bias else 1)
 
     def matmul(self, x: int, units: int, adj_y: bool = False, rank: int = 2) -> int:
@@ -144,8 +145,8 @@ class Net:
         options = schema.BatchMatMulOptionsT(adjY=adj_y)
         return self._op("BATCH_MATMUL", [x, w], (*self.shapes[x][:-1], units), options)
 
-    def _bias(self, n: int, wanted: bool) -> int:
-        return self.constant(self.model.rng.normal(0, 0.5, n).astype(np.float32)) if wanted else -1
+    def _bias(self, n: int, wanted: bool) -> list[int]:
+        return [self.constant(self.model.rng.normal(0, 0.5, n).astype(np.float32))] if wanted else []
 
     # Everything else
 

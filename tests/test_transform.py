@@ -7,13 +7,13 @@ and shares no code with the packages. Whatever LiteRT itself refuses is not a co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from build import Model, shapes_of
+from build import Model, pair, shapes_of
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from seeded import SeededRng
@@ -138,12 +138,18 @@ class Case:
     """One model with one linear op, and how to compute it without the packages."""
 
     kind: str
-    content: bytes = field(repr=False)
-    x: Array = field(repr=False)
-    weights: Array = field(repr=False)  # TFLite layout
-    bias: Array | None = field(repr=False)
+    content: bytes
+    x: Array
+    weights: Array  # TFLite layout
+    bias: Array | None
     activation: str
     geometry: Geometry
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What Hypothesis prints of a failing case."""
+        bias = "no bias" if self.bias is None else "bias"
+        printer.text(f"{self.kind} of {self.x.shape} with {self.weights.shape}, {bias}, {self.activation}, ")
+        printer.text(repr(self.geometry))
 
     def linear(self, x: Array, weights: Array) -> Array:
         return NAIVE[self.kind](x.astype(np.float64), weights.astype(np.float64), self.geometry)
@@ -206,8 +212,7 @@ def dense_layers(draw: Any, kind: str) -> Case:
 
 
 def case(net: Any, kind: str, x: int, y: int, activation: str, geometry: Geometry) -> Case:
-    net.output(y)
-    content = net.model.content()
+    content = net.output(y).model.content()
     graph = parse(content).subgraphs[0]
     op = next(op for op in graph.ops if op.kind == kind)
     weights = graph.tensors[op.inputs[1]].values()
@@ -275,7 +280,7 @@ def tolerance(case: Case, lin: LinearOp, hidden: Any, push: Array) -> Array:
         rows = rows + np.abs(public[hidden.secrets["mask"]]).reshape(rows.shape)
     magnitude = case.linear(np.abs(case.x) + np.abs(push), layout(lin, rows))
     bias = 0.0 if case.bias is None else np.abs(case.bias)
-    return (rows.shape[-1] + 16) * 2.0**-23 * (magnitude + bias)
+    return (rows.shape[-1] + 16) * 2.0**-23 * (magnitude + bias) + np.finfo(np.float32).tiny
 
 
 def layout(lin: LinearOp, rows: Array) -> Array:
@@ -286,20 +291,54 @@ def layout(lin: LinearOp, rows: Array) -> Array:
     return lin.weights_from(rows)
 
 
+def check(case: Case, scheme: Scheme, ratio: float, seed: int) -> None:
+    lin = recognised(case.content)
+    assert (lin.pad is not None) == bool(case.geometry.explicit)
+    expected = case.expected()
+    got, allowed = protected(case, lin, scheme, ratio, SeededRng(seed))
+    assert got.shape == expected.shape and got.dtype == np.float32
+    worst = np.max(np.abs(got - expected) / allowed, initial=0.0)
+    assert worst <= 1.0, f"off by {worst:.3g} times what float32 may cost"
+
+
 @pytest.mark.parametrize("kind", sorted(CASES))
 @pytest.mark.parametrize("scheme", [PAPER, ARTIFACT], ids=lambda s: s.name.split(":")[1])
 def test_restored_result_equals_the_float64_reference(kind: str, scheme: Scheme) -> None:
     @given(CASES[kind], st.floats(1.0, 2.0), st.integers(0, 1 << 32))
-    def check(case: Case, ratio: float, seed: int) -> None:
-        lin = recognised(case.content)
-        assert (lin.pad is not None) == bool(case.geometry.explicit)
-        expected = case.expected()
-        got, allowed = protected(case, lin, scheme, ratio, SeededRng(seed))
-        assert got.shape == expected.shape and got.dtype == np.float32
-        worst = np.max(np.abs(got - expected) / allowed, initial=0.0)
-        assert worst <= 1.0, f"off by {worst:.3g} times what float32 may cost"
+    def every(case: Case, ratio: float, seed: int) -> None:
+        check(case, scheme, ratio, seed)
 
-    check()
+    every()
+
+
+# Some configurations by name: LiteRT runs these, so nothing here may be assumed away.
+NAMED = {
+    "grouped": ("conv", {"filters": 6, "groups": 2, "stride": (2, 1)}),
+    "grouped, one filter in each": ("conv", {"filters": 4, "groups": 4, "kernel": (1, 3)}),
+    "one filter": ("conv", {"filters": 1, "kernel": 5}),
+    "dilated": ("conv", {"filters": 3, "dilation": (2, 3), "padding": "VALID", "activation": "RELU6"}),
+    "stride 3": ("conv", {"filters": 5, "stride": 3, "activation": "RELU_N1_TO_1"}),
+    "depth multiplier": ("depthwise", {"multiplier": 3, "stride": 2}),
+    "dilated depthwise": ("depthwise", {"multiplier": 1, "dilation": 2, "bias": False}),
+    "transposed, kernel below stride": ("transpose_conv", {"filters": 3, "kernel": 2, "stride": 3}),
+    "transposed, with activation": ("transpose_conv", {"filters": 3, "padding": "VALID", "activation": "RELU"}),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_configuration(name: str) -> None:
+    method, options = NAMED[name]
+    net = Model().net()
+    x = net.input(2, 8, 7, 4)
+    y = getattr(net, method)(x, **options)
+    kind = {"conv": "CONV_2D", "depthwise": "DEPTHWISE_CONV_2D", "transpose_conv": "TRANSPOSE_CONV"}[method]
+    kernel = Geometry(
+        pair(options.get("stride", 2 if method == "transpose_conv" else 1)),
+        pair(options.get("dilation", 1)),
+        options.get("padding", "SAME"),
+    )
+    shapes_of(net.output(y).model.content())  # or this raises
+    check(case(net, kind, x, y, options.get("activation", "NONE"), kernel), PAPER, 1.2, 0)
 
 
 def test_the_reference_is_right_about_a_convolution_computed_by_hand() -> None:
