@@ -10,6 +10,7 @@ import numpy as np
 
 from accelerator.backends import Backend, create
 from accelerator.recorder import Recorder
+from accelerator.serving import NativeLoop
 from shadownet.wire import arena as shared
 from shadownet.wire.channel import Channel, Closed
 from shadownet.wire.errors import Error, WorkerError
@@ -22,9 +23,12 @@ class Worker:
     def __init__(self, enclave: Channel, backend: Backend, spin_s: float, recorder: Recorder | None) -> None:
         self._enclave, self._backend, self._spin_s, self._recorder = enclave, backend, spin_s, recorder
         self._callee: shared.Callee | None = None
+        self._native: NativeLoop | None = None
 
     def serve(self) -> None:
         while True:
+            if self._callee and self._native:  # returns when nothing comes; then sleep in Python
+                self._callee.done = self._native.run(self._callee.done)
             layer = self._callee.next() if self._callee else None
             if layer is None:
                 self._control()
@@ -53,7 +57,9 @@ class Worker:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             self._enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
             return
-        bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), self._spin_s)
+        if self._recorder is None:
+            self._native = NativeLoop.create(self._backend, arena.address(), fds[2], self._spin_s)
+        bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), 0.0 if self._native else self._spin_s)
         self._callee = shared.Callee(arena.words(), bell)
         self._enclave.send({"ok": True})
 

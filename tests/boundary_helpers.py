@@ -265,7 +265,7 @@ class Secrets:
     _MIX, _BITS = np.uint64(0x9E3779B97F4A7C15), 22
 
     def __init__(self) -> None:
-        self._needles: dict[bytes, dict[bytes, str]] = {}  # by their first eight bytes
+        self._needles: dict[bytes, dict[bytes, set[str]]] = {}  # by their first eight bytes
         self._texts: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -274,15 +274,19 @@ class Secrets:
     def add(self, name: str, data: bytes) -> None:
         """Look for exactly these bytes, at least 16."""
         assert len(data) >= self.WINDOW
-        self._needles.setdefault(data[:8], {})[data] = name
+        self._needles.setdefault(data[:8], {}).setdefault(data, set()).add(name)
 
-    def add_values(self, name: str, values: np.ndarray) -> None:
-        """Look for any four neighbours in an array of floats, and for any one of them in decimal."""
+    def add_values(self, name: str, values: np.ndarray, telling: np.ndarray | None = None) -> None:
+        """Look for any four neighbours in an array of floats, and for any one of them in decimal.
+
+        ``telling``: where a value tells something; by default where it is not zero, as many are after a ReLU.
+        """
         flat = np.ascontiguousarray(values).reshape(-1)
+        telling = (flat != 0) if telling is None else telling.reshape(-1)
         step = max(1, self.WINDOW // flat.itemsize)
         for at in range(0, flat.size - step + 1, step):
             window = flat[at : at + step]
-            if np.unique(window).size == step and window.all():  # zeros after a ReLU tell nobody anything
+            if np.unique(window).size == step and telling[at : at + step].all():
                 self.add(name, window.tobytes())
         for value in flat[:50]:
             if value != np.rint(value):
@@ -305,9 +309,9 @@ class Secrets:
             words = np.frombuffer(data, "<u8", max(0, len(data) - shift) // 8, shift) if len(data) >= 8 + shift else []
             for at in np.flatnonzero(table[self._hash(np.asarray(words, "<u8"))]):
                 position = 8 * int(at) + shift
-                for needle, name in self._needles.get(bytes(data[position : position + 8]), {}).items():
+                for needle, names in self._needles.get(bytes(data[position : position + 8]), {}).items():
                     if data.startswith(needle, position):
-                        found.add(name)
+                        found |= names
         return found
 
     def told_in(self, text: str) -> set[str]:
@@ -316,7 +320,9 @@ class Secrets:
         found = {self._texts[number] for number in numbers if number in self._texts}
         lower = text.lower()
         for needles in self._needles.values():
-            found |= {name for needle, name in needles.items() if needle[:16].hex() in lower}
+            for needle, names in needles.items():
+                if needle[:16].hex() in lower:
+                    found |= names
         return found | self.found_in(text.encode(errors="surrogateescape"))
 
     def _hash(self, words: np.ndarray) -> np.ndarray:

@@ -1,40 +1,141 @@
-"""LiteRT on the CPU (XNNPACK) through its Python interpreter: one interpreter, a subgraph per layer."""
+"""LiteRT on the CPU (XNNPACK) through its C library, reading and writing the shared arena without a copy.
+
+One compiled model holds a signature per layer; its tensor buffers are host-memory buffers over the arena. The
+Python interface cannot make such buffers with more than one dimension, hence ctypes. The declarations follow
+``litert/c/*.h`` of LiteRT 2.3; with other versions :mod:`accelerator.backends.interpreter` takes over.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 Array = np.ndarray[Any, Any]
 
+SUPPORTED = ("2.3.",)  # versions of ai-edge-litert whose C interface was tried
+_CPU = 1  # kLiteRtHwAcceleratorCpu
+_FLOAT32 = 1  # kLiteRtElementTypeFloat32
+_ALIGNMENT = 64
+
+
+class _RankedType(ctypes.Structure):
+    """LiteRtRankedTensorType: element type, then a layout of rank (7 bits), a strides flag, dimensions, strides."""
+
+    _fields_ = (
+        ("element", ctypes.c_int32),
+        ("rank", ctypes.c_uint32),
+        ("dimensions", ctypes.c_int32 * 8),
+        ("strides", ctypes.c_uint32 * 8),
+    )
+
 
 class LiteRtCpu:
+    """A backend; see :class:`accelerator.backends.Backend`."""
+
     def __init__(self, model: str, num_threads: int) -> None:
-        self._interpreter = Interpreter(model_path=model, num_threads=num_threads)
-        self._raw = self._interpreter._interpreter  # its methods take a subgraph, the public ones do not
-        self._signatures = self._interpreter._get_full_signature_list()
-        self._layers: list[tuple[int, int, int, Array, Array]] = []
+        self._library = _load()
+        self._signatures = 0
+        environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
+        self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(environment))
+        self._call("LiteRtCreateModelFromFile", environment, model.encode(), ctypes.byref(loaded))
+        self._call("LiteRtCreateOptions", ctypes.byref(options))
+        self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+        self._keep = _payload(self, options, num_threads)
+        self._call("LiteRtCreateCompiledModel", environment, loaded, options, ctypes.byref(compiled))
+        self._environment, self._model, self._compiled = environment, loaded, compiled
+        self._index = self._read_signatures()
+        self._layers: list[tuple[Any, ...]] = []
+        self._run = self._library.LiteRtRunCompiledModel
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status != 0:
+            raise ValueError(f"LiteRT: {name} failed with status {status}")
+
+    def _read_signatures(self) -> dict[str, int]:
+        count = ctypes.c_size_t()
+        self._call("LiteRtGetNumModelSignatures", self._model, ctypes.byref(count))
+        index = {}
+        for i in range(count.value):
+            signature, key = ctypes.c_void_p(), ctypes.c_char_p()
+            self._call("LiteRtGetModelSignature", self._model, ctypes.c_size_t(i), ctypes.byref(signature))
+            self._call("LiteRtGetSignatureKey", signature, ctypes.byref(key))
+            index[(key.value or b"").decode()] = i
+        return index
 
     def open(self, layers: list[tuple[str, Array, Array]]) -> None:
+        self._close()
         self._layers = [self._open(*layer) for layer in layers]
 
-    def _open(self, signature: str, source: Array, target: Array) -> tuple[int, int, int, Array, Array]:
-        if signature not in self._signatures:
+    def _open(self, signature: str, source: Array, target: Array) -> tuple[Any, ...]:
+        if signature not in self._index:
             raise ValueError(f"the model has no signature {signature!r}")
-        tensors = self._signatures[signature]
-        subgraph = self._raw.GetSubgraphIndexFromSignature(signature)
-        inp, out = tensors["inputs"]["x"], tensors["outputs"]["y"]
-        if tuple(self._raw.TensorSize(inp, subgraph)) != source.shape:
-            self._raw.ResizeInputTensor(inp, np.array(source.shape, np.int32), False, subgraph)
-        self._raw.AllocateTensors(subgraph)
-        if tuple(self._raw.TensorSize(out, subgraph)) != target.shape:
-            raise ValueError(f"layer {signature!r} does not give the shape {list(target.shape)}")
-        return subgraph, inp, out, source, target
+        index = ctypes.c_size_t(self._index[signature])
+        dims = (ctypes.c_int32 * source.ndim)(*source.shape)
+        self._call(
+            "LiteRtCompiledModelResizeInputTensorNonStrict", self._compiled, index, ctypes.c_size_t(0), dims,
+            ctypes.c_size_t(source.ndim),
+        )  # fmt: skip
+        layout = (ctypes.c_uint8 * ctypes.sizeof(_RankedType))()
+        self._call(
+            "LiteRtGetCompiledModelOutputTensorLayouts", self._compiled, index, ctypes.c_size_t(1), layout,
+            ctypes.c_bool(True),
+        )  # fmt: skip
+        rank = layout[0] & 0x7F
+        shape = np.frombuffer(bytes(layout[4 : 4 + 4 * rank]), "<i4")
+        if tuple(shape) != target.shape:
+            raise ValueError(f"layer {signature!r} gives the shape {shape.tolist()}, not {list(target.shape)}")
+        buffers = [(ctypes.c_void_p * 1)(self._buffer(array)) for array in (source, target)]
+        return self._compiled, index, ctypes.c_size_t(1), buffers[0], ctypes.c_size_t(1), buffers[1]
+
+    def _buffer(self, array: Array) -> int | None:
+        """A tensor buffer over ``array``'s own memory."""
+        kind = _RankedType(_FLOAT32, array.ndim, (ctypes.c_int32 * 8)(*array.shape))
+        made = ctypes.c_void_p()
+        size = ctypes.c_size_t(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT)
+        self._call(
+            "LiteRtCreateTensorBufferFromHostMemory", ctypes.byref(kind), ctypes.c_void_p(array.ctypes.data), size,
+            None, ctypes.byref(made),
+        )  # fmt: skip
+        return made.value
+
+    def native(self) -> tuple[Any, list[tuple[int, int, int, int]]]:
+        """LiteRT's run function, and per layer (model, signature, input buffers, output buffers) as addresses."""
+        table = [
+            (model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs))
+            for model, index, _, inputs, _, outputs in self._layers
+        ]
+        return self._run, table
 
     def run(self, layer: int) -> None:
-        subgraph, inp, out, source, target = self._layers[layer]
-        self._raw.SetTensor(inp, source, subgraph)
-        self._raw.Invoke(subgraph)
-        np.copyto(target, self._raw.GetTensor(out, subgraph))
+        if self._run(*self._layers[layer]) != 0:
+            raise RuntimeError("LiteRT could not run the layer")
+
+    def _close(self) -> None:
+        for _, _, _, inputs, _, outputs in self._layers:
+            for buffer in (inputs[0], outputs[0]):
+                self._library.LiteRtDestroyTensorBuffer(ctypes.c_void_p(buffer))
+        self._layers = []
+
+
+def _load() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("ai_edge_litert")
+    path = Path(spec.origin or "").with_name("libLiteRt.so") if spec else Path()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        raise ValueError(f"LiteRT's C library is not at {path}") from None
+
+
+def _payload(owner: LiteRtCpu, options: ctypes.c_void_p, num_threads: int) -> Any:
+    """Attach the CPU options: an opaque payload named "xnnpack" that says how many threads to use."""
+    text = ctypes.create_string_buffer(f"num_threads = {num_threads}\n".encode())
+    deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # the buffer is Python's
+    opaque = ctypes.c_void_p()
+    owner._call("LiteRtCreateOpaqueOptions", b"xnnpack", text, deleter, ctypes.byref(opaque))
+    owner._call("LiteRtAddOpaqueOptions", options, opaque)
+    return text, deleter

@@ -76,8 +76,8 @@ class Arena:
         return memoryview(self._map)[:RECORD].cast("Q")
 
     def address(self) -> int:
-        """The payload's address in this process."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + RECORD
+        """The call record's address in this process."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def close(self) -> None:
         """Close the descriptor; the mapping itself goes with its last view."""
@@ -147,17 +147,17 @@ class Callee:
     """The accelerator's side of the call record."""
 
     def __init__(self, words: memoryview, bell: Doorbell) -> None:
-        self._words, self._bell, self._done = words, bell, 0
+        self._words, self._bell, self.done = words, bell, 0
 
     def next(self) -> int | None:
         """Wait for a request and return its layer, or None when the control socket stirs."""
-        words, done = self._words, self._done
+        words, done = self._words, self.done
         if self._bell.wait(lambda: words[_REQUEST] != done, None) == "socket":
             return None
-        self._done = words[_REQUEST]
+        self.done = words[_REQUEST]
         return words[_LAYER]
 
     def answer(self, status: int) -> None:
         self._words[_STATUS] = status
-        self._words[_REPLY] = self._done
+        self._words[_REPLY] = self.done
         self._bell.ring()

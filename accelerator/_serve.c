@@ -1,0 +1,50 @@
+/* The accelerator's inner loop: wait for a request, run the layer, answer. Compiled at installation and optional;
+ * accelerator/serving.py has the same loop in Python. */
+#include <stdint.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
+
+/* LiteRtRunCompiledModel and its arguments for one layer. */
+typedef int (*Run)(void *model, uint64_t signature, uint64_t inputs, void **input, uint64_t outputs, void **output);
+typedef struct {
+    void *model;
+    uint64_t signature;
+    void **input, **output;
+} Layer;
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Serve until no request has come for spin_ns; returns the last request served. */
+uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers, uint64_t count, int64_t ring,
+                  int64_t spin_ns) {
+    const uint64_t one = 1;
+    int64_t start = now_ns();
+    for (int spins = 0;; spins++) {
+        const uint64_t request = __atomic_load_n(record + REQUEST, __ATOMIC_ACQUIRE);
+        if (request != done) {
+            const uint64_t layer = record[LAYER];
+            int failed = layer >= count;
+            if (!failed) failed = run(layers[layer].model, layers[layer].signature, 1, layers[layer].input, 1,
+                                      layers[layer].output) != 0;
+            record[STATUS] = (uint64_t)failed;
+            done = request;
+            __atomic_store_n(record + REPLY, done, __ATOMIC_RELEASE);
+            if (write((int)ring, &one, sizeof one) < 0) return done;
+            start = now_ns();
+            spins = 0;
+            continue;
+        }
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
+        if ((spins & 63) == 63 && now_ns() - start > spin_ns) return done;
+    }
+}

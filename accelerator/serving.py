@@ -1,0 +1,43 @@
+"""The serving loop in C, where it was built and the backend can be called from C."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from typing import Any
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("model", ctypes.c_void_p),
+        ("signature", ctypes.c_uint64),
+        ("input", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+    )
+
+
+class NativeLoop:
+    """Answers requests until none comes for a while. ``create`` returns None where that is impossible."""
+
+    def __init__(self, library: ctypes.CDLL, backend: Any, record: int, ring_fd: int, spin_s: float) -> None:
+        run, table = backend.native()
+        self._layers = (_Layer * len(table))(*(_Layer(*row) for row in table))
+        self._serve = library.sn_serve
+        self._serve.restype = ctypes.c_uint64
+        self._serve.argtypes = (
+            ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64,
+            ctypes.c_int64,
+        )  # fmt: skip
+        self._arguments = (ctypes.cast(run, ctypes.c_void_p), self._layers, len(table), ring_fd, int(spin_s * 1e9))
+        self._record = record
+
+    @classmethod
+    def create(cls, backend: Any, record: int, ring_fd: int, spin_s: float) -> NativeLoop | None:
+        spec = importlib.util.find_spec("accelerator._serve")
+        if spec is None or spec.origin is None or not hasattr(backend, "native"):
+            return None
+        return cls(ctypes.CDLL(spec.origin), backend, record, ring_fd, spin_s)
+
+    def run(self, done: int) -> int:
+        """Serve from request number ``done`` on; returns the number of the last request served."""
+        return int(self._serve(self._record, done, *self._arguments))

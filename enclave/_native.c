@@ -1,0 +1,234 @@
+/* The enclave's inner loop: dispatch a layer, read the answer once, restore, unmask, finish, mask the next.
+ *
+ * Plain C without Python: compiled at installation, loaded by enclave/native.py, which also has the NumPy
+ * fallback. Pointers and sizes come from the sealed program alone. Of shared memory two things are read: the reply
+ * counter and status, once per look, and each answer, once, into private memory.
+ */
+#include <errno.h>
+#include <math.h>
+#include <poll.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5 };
+enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
+enum { CLAMP = 0, LEAKY = 1 };
+enum { SEND = 0, FINISH = 1 };
+
+typedef struct {
+    uint64_t *record; /* shared */
+    uint64_t sequence;
+    int64_t ring, wait, hangup; /* descriptors */
+    int64_t spin_ns, timeout_ns;
+    int64_t waiting_ns, reading_ns, finishing_ns, sending_ns; /* time spent, for the statistics */
+} Link;
+
+/* One activation: clamp to [low, high], or leaky with slope low. */
+typedef struct {
+    int64_t kind;
+    float low, high;
+} Activation;
+
+typedef struct {
+    int64_t layer, rows, slots, n;
+    const float *answer;          /* shared [rows, slots] */
+    float *copy;                  /* private [rows, slots] */
+    const int32_t *real, *mask;   /* [n]; mask may be NULL */
+    const float *scale, *bias;    /* [n]; bias may be NULL */
+    const float *pop;             /* [rows, n] or NULL */
+    Activation first;
+    const float *gain, *shift;    /* [n], after the first activation; may be NULL */
+    const float *residual;        /* [rows, n] or NULL */
+    Activation second;
+    float *result;                /* private [rows, n], or NULL when only the next layer needs it */
+    float *send;                  /* shared [rows, n]: the next layer's input, or NULL */
+    const float *push;            /* [rows, n] added to what is sent, or NULL */
+} Finish;
+
+typedef struct {
+    int64_t rows, n;
+    const float *source;  /* private [rows, n] */
+    const int32_t *order; /* [n] or NULL */
+    const float *push;    /* [rows, n] or NULL, in the order in which it is sent */
+    float *target;        /* shared [rows, n] */
+} Send;
+
+typedef struct {
+    int64_t kind; /* SEND or FINISH */
+    Send send;
+    Finish finish;
+} Step;
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Sleep until the accelerator rings, its socket stirs, or the deadline passes. */
+static int sleep_for(Link *link, uint64_t before, int64_t deadline) {
+    volatile uint64_t *reply = link->record + REPLY;
+    for (;;) {
+        int64_t left = deadline - now_ns();
+        if (left <= 0) return LATE;
+        struct pollfd fds[2] = {{(int)link->wait, POLLIN, 0}, {(int)link->hangup, POLLIN, 0}};
+        int ready = poll(fds, 2, (int)(left / 1000000) + 1);
+        if (ready < 0 && errno != EINTR) return GONE;
+        if (ready > 0 && fds[0].revents) {
+            uint64_t count;
+            if (read((int)link->wait, &count, sizeof count) < 0 && errno != EINTR) return GONE;
+        }
+        if (*reply != before) return OK;
+        if (ready > 0 && fds[1].revents) return GONE;
+    }
+}
+
+/* Ask for a layer and wait for the reply. */
+static int call(Link *link, int64_t layer) {
+    volatile uint64_t *record = link->record;
+    const uint64_t before = link->sequence, sequence = ++link->sequence, one = 1;
+    const int64_t start = now_ns();
+    record[LAYER] = (uint64_t)layer;
+    __atomic_store_n(link->record + REQUEST, sequence, __ATOMIC_RELEASE);
+    if (write((int)link->ring, &one, sizeof one) < 0) return GONE;
+    int outcome = LATE;
+    for (int spins = 0;; spins++) {
+        if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != before) {
+            outcome = OK;
+            break;
+        }
+        relax();
+        if ((spins & 63) == 63 && now_ns() - start > link->spin_ns) break;
+    }
+    if (outcome != OK) outcome = sleep_for(link, before, start + link->timeout_ns);
+    link->waiting_ns += now_ns() - start;
+    if (outcome != OK) return outcome;
+    if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != sequence) return WRONG;
+    return record[STATUS] == 0 ? OK : FAILED;
+}
+
+/* Copy shared memory into private memory and tell whether all of it is finite: each byte is read once. */
+CLONES static int copy_finite(float *restrict private_, const float *restrict shared, int64_t count) {
+    uint32_t worst = 0;
+    const uint32_t *restrict from = (const uint32_t *)shared;
+    uint32_t *restrict to = (uint32_t *)private_;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = from[i], exponent = bits & 0x7f800000u;
+        to[i] = bits;
+        worst = exponent > worst ? exponent : worst;
+    }
+    return worst != 0x7f800000u;
+}
+
+static inline __attribute__((always_inline)) void clamp_row(float *restrict t, float low, float high, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const float v = t[i] < low ? low : t[i];
+        t[i] = v > high ? high : v;
+    }
+}
+
+static inline __attribute__((always_inline)) void activate_row(float *restrict t, Activation a, int64_t n) {
+    if (a.kind == LEAKY)
+        for (int64_t i = 0; i < n; i++) t[i] = t[i] < 0 ? t[i] * a.low : t[i];
+    else if (a.low > -INFINITY || a.high < INFINITY)
+        clamp_row(t, a.low, a.high, n);
+}
+
+static inline __attribute__((always_inline)) void add_row(float *restrict out, const float *restrict a,
+                                                          const float *restrict b, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
+}
+
+/* t = scale y[real] + y[mask] + offset - pop; the compiler makes gathers of the lookups. */
+static inline __attribute__((always_inline)) void restore_row(const Finish *f, const float *restrict y,
+                                                              const float *restrict offset,
+                                                              const float *restrict pop, float *restrict t) {
+    const int64_t n = f->n;
+    const int32_t *restrict real = f->real, *restrict mask = f->mask;
+    const float *restrict scale = f->scale;
+    if (mask)
+        for (int64_t i = 0; i < n; i++) t[i] = scale[i] * y[real[i]] + y[mask[i]] + offset[i] - pop[i];
+    else
+        for (int64_t i = 0; i < n; i++) t[i] = scale[i] * y[real[i]] + offset[i] - pop[i];
+}
+
+/* Restore, unmask, finish and mask again, row by row; `row` and `zeros` hold n floats. */
+CLONES static void finish_rows(const Finish *f, float *row, const float *zeros) {
+    const int64_t n = f->n;
+    for (int64_t r = 0; r < f->rows; r++) {
+        float *t = f->result ? f->result + r * n : row;
+        restore_row(f, f->copy + r * f->slots, f->bias ? f->bias : zeros, f->pop ? f->pop + r * n : zeros, t);
+        activate_row(t, f->first, n);
+        if (f->gain)
+            for (int64_t i = 0; i < n; i++) t[i] = t[i] * f->gain[i] + f->shift[i];
+        if (f->residual) {
+            const float *other = f->residual + r * n;
+            for (int64_t i = 0; i < n; i++) t[i] += other[i];
+        }
+        activate_row(t, f->second, n);
+        if (f->send && f->push)
+            add_row(f->send + r * n, t, f->push + r * n, n);
+        else if (f->send)
+            memcpy(f->send + r * n, t, (size_t)n * sizeof *t);
+    }
+}
+
+static int run_layer(Link *link, const Finish *f, float *row, const float *zeros) {
+    const int outcome = call(link, f->layer);
+    if (outcome != OK) return outcome;
+    const int64_t start = now_ns();
+    if (!copy_finite(f->copy, f->answer, f->rows * f->slots)) return NOT_FINITE;
+    const int64_t middle = now_ns();
+    finish_rows(f, row, zeros);
+    link->reading_ns += middle - start;
+    link->finishing_ns += now_ns() - middle;
+    return OK;
+}
+
+/* Mask a private tensor into a layer's shared input. */
+CLONES static void send_rows(const Send *s) {
+    for (int64_t r = 0; r < s->rows; r++) {
+        const float *x = s->source + r * s->n, *push = s->push ? s->push + r * s->n : 0;
+        float *out = s->target + r * s->n;
+        if (s->order)
+            for (int64_t i = 0; i < s->n; i++) out[i] = x[s->order[i]] + (push ? push[i] : 0);
+        else if (push)
+            add_row(out, x, push, s->n);
+        else
+            memcpy(out, x, (size_t)s->n * sizeof *x);
+    }
+}
+
+/* Run steps in order. Returns OK, or an outcome and in `failed` the index of the step at which it came up. */
+int sn_run(Link *link, const Step *steps, int64_t count, float *row, const float *zeros, int64_t *failed) {
+    for (int64_t k = 0; k < count; k++) {
+        if (steps[k].kind == SEND) {
+            const int64_t start = now_ns();
+            send_rows(&steps[k].send);
+            link->sending_ns += now_ns() - start;
+            continue;
+        }
+        const int outcome = run_layer(link, &steps[k].finish, row, zeros);
+        if (outcome != OK) {
+            *failed = k;
+            return outcome;
+        }
+    }
+    return OK;
+}

@@ -1,0 +1,12 @@
+"""The one thing setup.cfg cannot say: a C extension that may fail to build. NumPy takes over then."""
+
+from setuptools import Extension, setup
+
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+
+setup(
+    ext_modules=[
+        Extension("enclave._native", ["enclave/_native.c"], extra_compile_args=FLAGS, optional=True),
+        Extension("accelerator._serve", ["accelerator/_serve.c"], extra_compile_args=FLAGS, optional=True),
+    ]
+)
