@@ -163,14 +163,15 @@ class Executor:
                 tensors.update(zip((t for t, _ in step.outputs), results, strict=True))
                 self.trace.add(f"segment {step.subgraph}", "enclave", began)
             else:
-                tensors[step.output] = self._linear(step, tensors[step.input])
+                residual = tensors.get(step.format.residual)
+                tensors[step.output] = self._linear(step, tensors[step.input], residual)
                 self.trace.add(step.name, "enclave", began)
             for t in dead:
                 del tensors[t]
         self.seconds += time.perf_counter() - start
         return [tensors[spec.index] for spec in entry.outputs]
 
-    def _linear(self, layer: Layer, x: Array) -> Array:
+    def _linear(self, layer: Layer, x: Array, residual: Array | None) -> Array:
         """Mask, dispatch, check, restore, unmask, finish one linear layer."""
         link, scheme = self._link, self._scheme
         assert link is not None
@@ -185,7 +186,7 @@ class Executor:
         answer = link.read(layer.number, layer.name)
         y = scheme.restore(layer.secrets, layer.limbs.join(answer) if layer.format.exact else answer)
         y = y - pop if layer.masked else np.array(y)
-        return layer.format.decode(y, context)
+        return layer.format.decode(y, context, residual)
 
     def _make_mask(self, number: int) -> Pair:
         """Draw a push mask and compute its pop mask with the layer's true weights."""
@@ -251,7 +252,7 @@ def _dead_after(
         if isinstance(step, Segment):
             touched = [t for t, _ in step.inputs] + [t for t, _ in step.outputs]
         else:
-            touched = [step.input, step.output]
+            touched = [step.input, step.output, *([step.format.residual] if step.format.residual >= 0 else [])]
         last.update(dict.fromkeys(touched, i))
     keep = keep | {spec.index for spec in outputs}
     dead: list[list[int]] = [[] for _ in steps]

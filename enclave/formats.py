@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,43 +17,72 @@ MASK_BOUND = 256  # integer activation masks are uniform in [-256, 256], as wide
 class Format(Protocol):
     """``encode`` gives what crosses (before the mask) and a context; ``decode`` finishes the restored result.
 
-    ``exact``: what crosses are integers, and sums must be restored exactly.
+    ``exact``: what crosses are integers, and sums must be restored exactly. ``residual`` is the id of a tensor that
+    ``decode`` adds, -1 for none.
     """
 
-    exact: bool
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def residual(self) -> int: ...
 
     def encode(self, x: Array) -> tuple[Array, Any]: ...
-    def decode(self, y: Array, context: Any) -> Array: ...
+    def decode(self, y: Array, context: Any, residual: Array | None = None) -> Array: ...
 
 
-def _clip(low: float, high: float) -> Callable[[Array], Array]:
-    return lambda y: np.clip(y, np.float32(low), np.float32(high), out=y)
+@dataclass(frozen=True)
+class Activation:
+    """``clamp`` to [low, high], ``leaky`` with slope ``low``, or ``tanh``."""
+
+    kind: str
+    low: float
+    high: float
+
+    @classmethod
+    def parse(cls, record: dict[str, Any]) -> Activation:
+        if record["kind"] not in ("clamp", "leaky", "tanh"):
+            raise BundleError("the bundle names an unknown activation", "convert the model again")
+        return cls(record["kind"], float(record["low"]), float(record["high"]))
+
+    def apply(self, y: Array) -> Array:
+        """Apply to float32 ``y``, in place."""
+        if self.kind == "tanh":
+            return np.tanh(y, out=y)
+        if self.kind == "leaky":
+            return np.multiply(y, np.float32(self.low), out=y, where=y < 0)
+        if self.low == -np.inf and self.high == np.inf:
+            return y
+        return np.clip(y, np.float32(self.low), np.float32(self.high), out=y)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "NONE": lambda y: y,
-    "RELU": lambda y: np.maximum(y, np.float32(0), out=y),
-    "RELU6": _clip(0, 6),
-    "RELU_N1_TO_1": _clip(-1, 1),
-    "TANH": lambda y: np.tanh(y, out=y),
-}
-
-
+@dataclass(frozen=True)
 class Float:
-    """float32 in, float32 out; bias and activation are applied to the restored result."""
+    """float32 in, float32 out. After restoring, each part optional:
 
-    exact = False
+    t = y + bias;  t = first(t);  t = gain t + shift;  t = t + residual;  t = second(t)
+    """
 
-    def __init__(self, bias: Array | None, activation: str) -> None:
-        self._bias, self._activation = bias, ACTIVATIONS[activation]
+    bias: Array | None
+    first: Activation
+    gain: Array | None
+    shift: Array | None
+    residual: int
+    second: Activation
+    exact: bool = False
 
     def encode(self, x: Array) -> tuple[Array, None]:
         return x, None
 
-    def decode(self, y: Array, context: None) -> Array:
-        if self._bias is not None:
-            y += self._bias
-        return self._activation(y)
+    def decode(self, y: Array, context: None, residual: Array | None = None) -> Array:
+        if self.bias is not None:
+            y += self.bias
+        y = self.first.apply(y)
+        if self.gain is not None and self.shift is not None:
+            y *= self.gain
+            y += self.shift
+        if residual is not None:
+            y += residual
+        return self.second.apply(y)
 
 
 class Integer:
@@ -62,6 +91,7 @@ class Integer:
     """
 
     exact = True
+    residual = -1
 
     def __init__(self, bias: Array | None, multiplier: Array, zero_in: int, zero_out: int, low: int, high: int,
                  dtype: str) -> None:  # fmt: skip
@@ -71,7 +101,7 @@ class Integer:
     def encode(self, x: Array) -> tuple[Array, None]:
         return x.astype(np.float32) - np.float32(self._zero_in), None
 
-    def decode(self, y: Array, context: None) -> Array:
+    def decode(self, y: Array, context: None, residual: Array | None = None) -> Array:
         if self._bias is not None:
             y = y + self._bias
         scaled = y.astype(np.float32) * self._multiplier
@@ -86,9 +116,10 @@ class Hybrid:
     """
 
     exact = True
+    residual = -1
 
-    def __init__(self, bias: Array | None, scale: Array, inner: int, activation: str) -> None:
-        self._bias, self._scale, self._inner, self._activation = bias, scale, inner, ACTIVATIONS[activation]
+    def __init__(self, bias: Array | None, scale: Array, inner: int, activation: Activation) -> None:
+        self._bias, self._scale, self._inner, self._activation = bias, scale, inner, activation
 
     def encode(self, x: Array) -> tuple[Array, Array]:
         one, low, high = np.float32(1), np.float32(-128), np.float32(127)
@@ -104,24 +135,28 @@ class Hybrid:
         shape = x.shape[: x.ndim - self._inner] + (1,) * self._inner
         return q.reshape(x.shape), (one / factor).reshape(shape)
 
-    def decode(self, y: Array, context: Array) -> Array:
+    def decode(self, y: Array, context: Array, residual: Array | None = None) -> Array:
         if context.ndim != y.ndim:  # a dense layer that flattens its input to rows
             context = context.reshape(-1, 1)
         out = y.astype(np.float32) * context * self._scale
         if self._bias is not None:
             out += self._bias
-        return self._activation(out.astype(np.float32))
+        return self._activation.apply(out.astype(np.float32))
 
 
 def create(record: dict[str, Any], blobs: dict[str, Array]) -> Format:
     """Build the format of a layer's record. Raises ``KeyError`` or ``BundleError`` for one that is none."""
-    bias = blobs[record["bias"]] if record["bias"] else None
+
+    def blob(name: str) -> Array | None:
+        return blobs[record[name]] if record[name] else None
+
     kind = record["kind"]
     if kind == "float":
-        return Float(bias, record["activation"])
+        first, second = (Activation.parse(record[name]) for name in ("first", "second"))
+        return Float(blob("bias"), first, blob("gain"), blob("shift"), int(record["residual"]), second)
     if kind == "integer":
         zero_in, zero_out, low, high = (int(record[name]) for name in ("zero_in", "zero_out", "low", "high"))
-        return Integer(bias, blobs[record["scale"]], zero_in, zero_out, low, high, str(record["dtype"]))
+        return Integer(blob("bias"), blobs[record["scale"]], zero_in, zero_out, low, high, str(record["dtype"]))
     if kind == "hybrid":
-        return Hybrid(bias, blobs[record["scale"]], int(record["inner"]), record["activation"])
+        return Hybrid(blob("bias"), blobs[record["scale"]], int(record["inner"]), Activation.parse(record["first"]))
     raise BundleError(f"the bundle names the unknown number format {str(kind)[:40]!r}")

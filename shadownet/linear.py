@@ -10,6 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from shadownet.analysis import Shapes
+from shadownet.epilogue import Activation, Epilogue
 from shadownet.graph import Op, Subgraph, SubgraphWriter
 
 Array = np.ndarray[Any, Any]
@@ -22,6 +23,8 @@ KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "B
 @dataclass(frozen=True, eq=False)
 class LinearOp:
     """A linear op that may go out. Tensor ids are the subgraph's; ``pad`` is an absorbed PAD, or None.
+
+    ``epilogue`` is what its kernel does after restoring; ``result`` the tensor that comes out behind that.
 
     ``filters`` is n, the output channels; ``groups`` is 1 except for grouped and depthwise convolutions;
     ``depth`` is d, the weights of one filter; ``positions`` the output positions (batch included).
@@ -41,6 +44,8 @@ class LinearOp:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     public_input: bool
+    epilogue: Epilogue
+    result: int
     pad: Op | None = None
     paddings: tuple[tuple[int, int], ...] = ()
 
@@ -48,6 +53,10 @@ class LinearOp:
     def op_input(self) -> int:
         """The op's own data input, which :attr:`input` is not when a PAD is absorbed."""
         return self.op.inputs[DATA[self.kind]]
+
+    def reads(self) -> tuple[int, ...]:
+        """Tensors that must be there before it runs."""
+        return (self.input,) if self.epilogue.residual < 0 else (self.input, self.epilogue.residual)
 
     @property
     def depthwise(self) -> bool:
@@ -175,22 +184,10 @@ def recognise(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], public:
     activation = getattr(options, "fusedActivationFunction", 0)
     if activation not in ACTIVATIONS:
         return "its fused activation is not supported"
-    return LinearOp(
-        op,
-        op.kind,
-        x,
-        y,
-        w,
-        b,
-        ACTIVATIONS[activation],
-        weight_shape,
-        n,
-        groups,
-        depth,
-        in_shape,
-        out_shape,
-        x in public,
-    )
+    name = ACTIVATIONS[activation]
+    plain = Epilogue(Activation.named(name))
+    shapes_ = (weight_shape, n, groups, depth, in_shape, out_shape)
+    return LinearOp(op, op.kind, x, y, w, b, name, *shapes_, x in public, plain, y)
 
 
 def _obstacle(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], ids: tuple[int, int, int, int]) -> str:

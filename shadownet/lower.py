@@ -87,7 +87,7 @@ class Lowering:
             {
                 "signature": name,
                 "input": lin.input,
-                "output": lin.output,
+                "output": lin.result,
                 "slots": public.shape[0] * public.shape[1],
                 "limbs": [groups, *limbs],
                 "sigma": self._scheme.mask.sigma(rms),
@@ -95,7 +95,7 @@ class Lowering:
                 "pop": trusted.index,
                 "pop_output": pop_output,
                 "pop_limbs": [groups, *pop_limbs],
-                "format": self._format(name, values),
+                "format": self._format(name, values) | self._epilogue(name, lin),
                 "secrets": {key: self._blob(f"{name}.secret.{key}", value) for key, value in hidden.secrets.items()},
             }
         )
@@ -117,6 +117,15 @@ class Lowering:
     @staticmethod
     def _limbs(values: Numbers, rows: Array) -> tuple[Array, int, int]:
         return split(rows, values.largest + MASK_BOUND) if values.exact else (rows, 1, 1)
+
+    def _epilogue(self, name: str, lin: LinearOp) -> dict[str, Any]:
+        """The record of what a float layer's kernel does after restoring."""
+        epilogue = lin.epilogue
+        record: dict[str, Any] = {"first": epilogue.first.to_json(), "second": epilogue.second.to_json()}
+        record["residual"] = epilogue.residual
+        for key, vector in (("gain", epilogue.gain), ("shift", epilogue.shift)):
+            record[key] = "" if vector is None else self._blob(f"{name}.epilogue.{key}", vector)
+        return record
 
     def _format(self, name: str, values: Numbers) -> dict[str, Any]:
         """The record of a layer's number format, its arrays replaced by the names of blobs."""

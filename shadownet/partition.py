@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from shadownet.analysis import Shapes
+from shadownet.epilogue import absorb
 from shadownet.graph import Graph, Op, Subgraph
 from shadownet.linear import LinearOp, recognise
 from shadownet.quantized import obstacle as number_obstacle
 from shadownet.wire.tensors import DTYPES
+
+Array = np.ndarray[Any, Any]
 
 # Ops that have state or an effect: they run in the file's order, and each once.
 STATEFUL = {
@@ -93,6 +99,7 @@ class _Partitioner:
                     linear[op.id] = self._absorb_pad(found)
             else:
                 reasons[op.id] = found
+        self._absorb_epilogues(linear)
         steps = self._schedule(linear)
         obstacle = self._obstacle(steps)
         if linear and obstacle:
@@ -101,6 +108,7 @@ class _Partitioner:
         for lin in linear.values():
             if lin.pad is not None:
                 reasons[lin.pad.id] = ""
+            reasons |= {op.id: f"in the kernel of op {lin.op.id}" for op in lin.epilogue.ops}
         weights = {lin.weight for lin in linear.values()} & self.folded
         biases = {lin.bias for lin in linear.values()} & self.folded
         return Partition(self.graph, self.shapes, steps, reasons, sorted(weights | biases))
@@ -131,9 +139,30 @@ class _Partitioner:
             return lin
         return lin.with_pad(pad, self.graph, self.shapes)
 
+    def _absorb_epilogues(self, linear: dict[int, LinearOp]) -> None:
+        """Fuse what follows float layers into their kernels; of two that meet in an ADD the later one takes it."""
+        taken: set[int] = set()
+
+        def follower(tensor: int) -> Op | None:
+            readers = self.consumers[tensor]
+            free = len(readers) == 1 and tensor not in self.graph.outputs and readers[0].id not in taken
+            return readers[0] if free else None
+
+        def constant(tensor: int) -> Array | None:
+            found = self.graph.tensors[tensor]
+            return found.values() if found.is_constant and found.dtype == "float32" else None
+
+        for i in sorted(linear, reverse=True):
+            lin = linear[i]
+            if self.graph.tensors[lin.weight].dtype == "float32":
+                epilogue, result = absorb(self.graph, self.shapes, lin.output, lin.activation, follower, constant)
+                taken.update(op.id for op in epilogue.ops)
+                linear[i] = replace(lin, epilogue=epilogue, result=result)
+
     def _schedule(self, linear: dict[int, LinearOp]) -> list[Step]:
         """Run every trusted op that can run, then one linear op, and so on: the fewest segments."""
         absorbed = {lin.pad.id for lin in linear.values() if lin.pad is not None}
+        absorbed |= {op.id for lin in linear.values() for op in lin.epilogue.ops}
         ops = [op for op in self._needed(linear) if op.id not in absorbed and op.id not in self.clones]
         waits, wakes = self._dependencies(ops, linear)
         by_id = {op.id: op for op in ops}
@@ -151,27 +180,35 @@ class _Partitioner:
 
     def _needed(self, linear: dict[int, LinearOp]) -> list[Op]:
         """Drop what neither an output nor an effect needs, such as the DEQUANTIZE of an outsourced weight."""
+        absorbed = {op.id: lin for lin in linear.values() for op in lin.epilogue.ops}
         wanted, kept = set(self.graph.outputs), []
         for op in reversed(self.graph.ops):
-            if not (
-                wanted.intersection(op.outputs) or op.kind in STATEFUL or op.kind.startswith("CUSTOM") or not op.outputs
-            ):
+            effect = op.kind in STATEFUL or op.kind.startswith("CUSTOM") or not op.outputs
+            if not (effect or wanted.intersection(op.outputs)):
                 continue
             kept.append(op)
-            wanted.update((linear[op.id].input,) if op.id in linear else op.reads())
-            if op.id in linear and linear[op.id].pad is not None:
-                kept.append(linear[op.id].pad)  # type: ignore[arg-type]
+            lin = linear.get(op.id)
+            if op.id in absorbed:  # its linear op runs at its place
+                wanted.update(absorbed[op.id].op.outputs)
+                wanted.update(absorbed[op.id].reads())
+            elif lin is not None:
+                wanted.update(lin.reads())
+                if lin.pad is not None:
+                    kept.append(lin.pad)
+            else:
+                wanted.update(op.reads())
         return kept[::-1]
 
     def _dependencies(
         self, ops: list[Op], linear: dict[int, LinearOp]
     ) -> tuple[dict[int, set[int]], dict[int, list[int]]]:
         ids = {op.id for op in ops}
+        source = {t: op.id for t, op in self.producer.items()} | {lin.result: i for i, lin in linear.items()}
         waits: dict[int, set[int]] = {op.id: set() for op in ops}
         last_effect = -1
         for op in ops:
-            reads = (linear[op.id].input,) if op.id in linear else tuple(op.reads())
-            waits[op.id] = {self.producer[t].id for t in reads if t in self.producer} & ids
+            reads = linear[op.id].reads() if op.id in linear else tuple(op.reads())
+            waits[op.id] = {source[t] for t in reads if t in source} & ids
             if op.kind in STATEFUL or any(self.graph.tensors[t].is_variable for t in op.reads()):
                 if last_effect >= 0:
                     waits[op.id].add(last_effect)
@@ -187,7 +224,7 @@ class _Partitioner:
         for op in order:
             if op.id in linear:
                 lin = linear[op.id]
-                steps.append(Step(lin, inputs=[lin.input], outputs=[lin.output]))
+                steps.append(Step(lin, inputs=list(lin.reads()), outputs=[lin.result]))
             elif steps and steps[-1].linear is None:
                 steps[-1].ops.append(op)
             else:

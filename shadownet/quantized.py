@@ -34,7 +34,7 @@ def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array]) -> Numbe
     """Read a linear op's weights, bias and quantisation. ``constant`` gives the values of its constants."""
     weight, x, y = (graph.tensors[t] for t in (lin.weight, lin.op_input, lin.output))
     blobs = {"bias": constant[lin.bias]} if lin.bias >= 0 else {}
-    record: dict[str, Any] = {"kind": "float", "activation": lin.activation, "bias": "bias" if blobs else ""}
+    record: dict[str, Any] = {"kind": "float", "bias": "bias" if blobs else ""}
     if weight.dtype not in EIGHT_BITS:
         if blobs:
             blobs["bias"] = blobs["bias"].astype(np.float32)

@@ -33,6 +33,7 @@ def agrees(lin: LinearOp, part: Partition, graph: Graph, values: Numbers, refere
     )
     expected = reference.probe(_original(lin, part, graph), sample)
     record = values.record | {name: name for name in ("scale", "bias") if name in values.blobs}
+    record["first"] = lin.epilogue.first.to_json()
     format_ = formats.create(record, values.blobs)
     encoded, context = format_.encode(sample)
     try:
