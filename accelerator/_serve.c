@@ -1,10 +1,12 @@
 /* The accelerator's inner loop: wait for a request, run the layer, answer. Compiled at installation and optional;
  * accelerator/serving.py has the same loop in Python. */
+#include <sched.h>
 #include <stdint.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
+enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
 /* LiteRtRunCompiledModel and its arguments for one layer. */
 typedef int (*Run)(void *model, uint64_t signature, uint64_t inputs, void **input, uint64_t outputs, void **output);
@@ -45,6 +47,9 @@ uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers,
 #elif defined(__aarch64__)
         __asm__ volatile("yield");
 #endif
-        if ((spins & 63) == 63 && now_ns() - start > spin_ns) return done;
+        if ((spins & 63) != 63) continue;
+        const int64_t waited = now_ns() - start;
+        if (waited > spin_ns) return done;
+        if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the enclave first */
     }
 }

@@ -18,6 +18,7 @@ from enclave.executor import Executor
 from enclave.hardening import drop_privileges, limit_memory
 from enclave.keys import load
 from enclave.link import Accelerator
+from enclave.program import Program
 from enclave.trace import Trace
 from shadownet.wire import errors
 from shadownet.wire.arena import Arena, aligned
@@ -45,14 +46,13 @@ class Worker:
         if self._accelerator is not None:
             link = Accelerator(self._accelerator, float(request["deadline_s"]), float(request["spin_s"]))
         self._link = link
-        self._executor = Executor(
-            program, blobs, int(request["num_threads"]), link, bool(request["mask_input"]),
-            int(request["mask_memory"]), Trace(bool(request["trace"])),
-        )  # fmt: skip
+        parsed = Program.parse(program, blobs, bool(request["mask_input"]))
+        threads, memory = int(request["num_threads"]), int(request["mask_memory"])
+        self._executor = Executor(parsed, threads, link, memory, Trace(bool(request["trace"])))
         return {
             "entries": {
                 key: [[spec.to_json() for spec in side] for side in (entry.inputs, entry.outputs)]
-                for key, entry in self._executor.entries.items()
+                for key, entry in self._executor.program.entries.items()
             },
             "signatures": program["signatures"],
         }
@@ -60,7 +60,7 @@ class Worker:
     def allocate(self, request: dict[str, Any]) -> tuple[dict[str, Any], Arena]:
         """Fix the input shapes of one entry, lay out the app's arena and hand it over."""
         self._entry = int(request["entry"])
-        if self._entry not in self._executor.entries:
+        if self._entry not in self._executor.program.entries:
             raise errors.InputError("the model has no such subgraph")
         shapes = [parse_shape(s) for s in request["shapes"]]
         self._interface = self._executor.allocate(self._entry, shapes)
@@ -87,7 +87,7 @@ class Worker:
                 inputs.append(next(waiting))
             else:  # a private copy: the app may write while we read
                 inputs.append(np.array(self._arena.array(offset, spec.shape, DTYPES[spec.dtype])))
-        outputs = self._executor.invoke(self._entry, inputs)
+        outputs = self._executor.invoke(inputs)
         attached = []
         for spec, offset, value in zip(self._interface[1], self._offsets[1], outputs, strict=True):
             if spec.dynamic or spec.dtype == "string" or value.shape != spec.shape:

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <math.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
@@ -22,6 +23,7 @@ enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5 };
 enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
+enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
 typedef struct {
     uint64_t *record; /* shared */
@@ -114,7 +116,10 @@ static int call(Link *link, int64_t layer) {
             break;
         }
         relax();
-        if ((spins & 63) == 63 && now_ns() - start > link->spin_ns) break;
+        if ((spins & 63) != 63) continue;
+        const int64_t waited = now_ns() - start;
+        if (waited > link->spin_ns) break;
+        if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the accelerator first */
     }
     if (outcome != OK) outcome = sleep_for(link, before, start + link->timeout_ns);
     link->waiting_ns += now_ns() - start;

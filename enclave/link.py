@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from typing import Any
 
 import numpy as np
 
+from enclave import native
+from enclave.trace import Trace
 from shadownet.wire.arena import Arena, Caller, Doorbell, aligned
 from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
@@ -22,6 +25,7 @@ class Accelerator:
     def __init__(self, channel: Channel, deadline_s: float, spin_s: float) -> None:
         self._channel, self._deadline_s, self._spin_s = channel, deadline_s, spin_s
         self._arena: Arena | None = None
+        self._bells: tuple[int, ...] = ()
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
@@ -30,8 +34,9 @@ class Accelerator:
 
         All layers share one input and one output region. Raises ``WorkerError``.
         """
-        self._shapes = [(tuple(layer["input"]), tuple(layer["output"])) for layer in layers]
-        sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*self._shapes, strict=True)]
+        self._names = [str(layer["signature"]) for layer in layers]
+        shapes = [(tuple(layer["input"]), tuple(layer["output"])) for layer in layers]
+        sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*shapes, strict=True)]
         self._out_offset = aligned(max(sizes[0], default=0))
         arena = Arena.create(self._out_offset + aligned(max(sizes[1], default=0)), "accelerator")
         request, reply = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
@@ -46,25 +51,62 @@ class Accelerator:
         if self._arena is not None:
             self._arena.close()
         self._arena = arena
-        self._caller = Caller(arena.words(), Doorbell(request, reply, self._channel.fileno(), self._spin_s))
-        self._views = [
-            (arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in self._shapes
-        ]
-        self._private = np.empty(max(sizes[1], default=0) // 4, np.float32)
+        for fd in self._bells:
+            os.close(fd)
+        self._bells = (request, reply)
+        hangup = self._channel.fileno()
+        self._caller = Caller(arena.words(), Doorbell(request, reply, hangup, self._spin_s))
+        spin, deadline = int(self._spin_s * 1e9), int(self._deadline_s * 1e9)
+        self._native = native.Link(arena.address(), 0, request, reply, hangup, spin, deadline)
+        self._views = [(arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in shapes]
+        self.private = np.empty(max(sizes[1], default=0) // 4, np.float32)
 
     def input(self, layer: int) -> Array:
         """The shared view into which the layer's masked input is written."""
         return self._views[layer][0]
+
+    def output(self, layer: int) -> Array:
+        """The shared view of a layer's answer. Untrusted, and to be read once: through :meth:`read`."""
+        return self._views[layer][1]
+
+    def run(self, steps: Array, row: Array, zeros: Array, trace: Trace) -> None:
+        """Run steps of the C loop (``enclave.native.STEP``). Raises as :meth:`call` and :meth:`read` do."""
+        run, link, failed = native.load(), self._native, ctypes.c_int64(0)
+        link.sequence, waited = self._caller.sequence, link.waiting_ns
+        at, count = native.address(steps), 1 if trace.enabled else len(steps)
+        for first in range(0, len(steps), count):
+            start = time.perf_counter()
+            pointer = at + first * steps.itemsize
+            code = run(link, pointer, count, native.address(row), native.address(zeros), failed)
+            if code:
+                self._caller.sequence = link.sequence
+                self._refuse(native.OUTCOMES[code], self._names[int(steps["layer"][first + failed.value])])
+            if trace.enabled and steps["kind"][first] == native.FINISH:
+                trace.add(self._names[int(steps["layer"][first])], "enclave", start)
+        self._caller.sequence = link.sequence
+        self.seconds += (link.waiting_ns - waited) * 1e-9
+        for layer in steps["layer"][steps["kind"] == native.FINISH]:
+            self._count(int(layer))
+
+    def _count(self, layer: int) -> None:
+        self.crossings += 1
+        self.bytes_out += self._views[layer][0].nbytes
+        self.bytes_in += self._views[layer][1].nbytes
+
+    @staticmethod
+    def _refuse(outcome: str, name: str) -> None:
+        if outcome == "not finite":
+            raise IntegrityError(f"the accelerator's answer for layer {name} is not finite")
+        raise WorkerError(f"the accelerator {_OUTCOMES[outcome]} in layer {name}")
 
     def call(self, layer: int, name: str) -> None:
         """Have a layer run. Raises ``WorkerError`` unless the accelerator says that it did, in time."""
         start = time.perf_counter()
         outcome = self._caller.call(layer, self._deadline_s)
         self.seconds += time.perf_counter() - start
-        self.crossings += 1
-        self.bytes_out += self._views[layer][0].nbytes
+        self._count(layer)
         if outcome != "ok":
-            raise WorkerError(f"the accelerator {_OUTCOMES[outcome]} in layer {name}")
+            self._refuse(outcome, name)
 
     def read(self, layer: int, name: str) -> Array:
         """Copy the answer into enclave memory, reading each shared byte once; the buffer is reused.
@@ -72,14 +114,13 @@ class Accelerator:
         Raises ``IntegrityError`` if a value is not finite.
         """
         shared = self._views[layer][1]
-        private = self._private[: shared.size].reshape(shared.shape)
+        private = self.private[: shared.size].reshape(shared.shape)
         np.copyto(private, shared)
-        self.bytes_in += private.nbytes
         # One sum finds what is not finite; only a sum that overflows needs the longer look.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(private.sum())
         if suspicious and not np.isfinite(private).all():
-            raise IntegrityError(f"the accelerator's answer for layer {name} is not finite")
+            self._refuse("not finite", name)
         return private
 
 

@@ -49,6 +49,19 @@ class MaskRule:
         return self.absolute if self.absolute else self.relative * rms
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """Restoring as a lookup, which the C loop can run: y[i] = scale[i] * Y[real[i]] + Y[mask[i]].
+
+    ``order`` is the order in which input channels are sent, None for the natural one; ``mask`` may be None.
+    """
+
+    real: Array
+    scale: Array
+    mask: Array | None
+    order: Array | None
+
+
 class Scheme(Protocol):
     """One published (or our own) way to split the work. A scheme is one module; see enclave/schemes/__init__.py."""
 
@@ -71,4 +84,8 @@ class Scheme(Protocol):
 
     def restore(self, secrets: dict[str, Array], y: Array) -> Array:
         """Recover the true linear result [..., n] from the accelerator's answer [..., groups * M]."""
+        ...
+
+    def lookup(self, secrets: dict[str, Array], n: int) -> Lookup | None:
+        """``shuffle`` and ``restore`` in the form that the C loop runs, or None if they have none."""
         ...

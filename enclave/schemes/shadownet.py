@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from enclave.rng import Rng
-from enclave.schemes.base import Array, LayerWeights, MaskRule, Obfuscated
+from enclave.schemes.base import Array, LayerWeights, Lookup, MaskRule, Obfuscated
 
 PROTECTS = ("weights against an accelerator that only looks for the model file",)
 LEAKS = (
@@ -112,6 +112,11 @@ class ShadowNet:
         if "mask" in secrets:
             out += np.take(y, secrets["mask"], axis=-1)
         return out
+
+    def lookup(self, secrets: dict[str, Array], n: int) -> Lookup | None:
+        real = secrets.get("real", np.arange(n, dtype=np.int32))
+        scale = secrets.get("scale", np.ones(n, np.float32))
+        return Lookup(real, scale, secrets.get("mask"), secrets.get("order"))
 
 
 def slots(n: int, ratio: float) -> int:

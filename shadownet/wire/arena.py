@@ -108,6 +108,7 @@ class Doorbell:
                 return "ready"
             if time.perf_counter() > limit:
                 break
+            os.sched_yield()  # somebody else may need this core more, the peer first
         while True:
             left = None if timeout is None else start + timeout - time.perf_counter()
             if left is not None and left <= 0:
@@ -125,12 +126,12 @@ class Caller:
     """The enclave's side of the call record."""
 
     def __init__(self, words: memoryview, bell: Doorbell) -> None:
-        self._words, self._bell, self._seq = words, bell, 0
+        self._words, self._bell, self.sequence = words, bell, 0
 
     def call(self, layer: int, timeout: float) -> str:
         """Run ``layer``: "ok", "failed" (it said so), "wrong" (it broke the protocol), "gone" or "late"."""
-        words, seq = self._words, self._seq + 1
-        self._seq = seq
+        words, seq = self._words, self.sequence + 1
+        self.sequence = seq
         words[_LAYER] = layer
         words[_REQUEST] = seq
         self._bell.ring()

@@ -1,0 +1,140 @@
+"""The sealed program: what runs in which order, parsed once when a bundle is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from enclave import formats, limbs, schemes
+from enclave.formats import Format
+from enclave.schemes import Scheme
+from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.tensors import TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A trusted segment: (tensor of the entry, tensor of the trusted subgraph) for inputs and outputs."""
+
+    subgraph: int
+    inputs: list[tuple[int, int]]
+    outputs: list[tuple[int, int]]
+
+    def reads(self) -> list[int]:
+        return [t for t, _ in self.inputs]
+
+
+@dataclass(frozen=True)
+class Limbs:
+    """How the answers of an exact layer are put together; see ``enclave.limbs``."""
+
+    groups: int
+    count: int
+    base: int
+
+    def join(self, y: Array) -> Array:
+        return limbs.join(y, self.groups, self.count, self.base)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0)."""
+
+    number: int
+    name: str
+    input: int
+    output: int
+    slots: int
+    limbs: Limbs
+    sigma: float
+    masked: bool
+    pop: int
+    pop_output: int
+    pop_limbs: Limbs
+    secrets: dict[str, Array]
+    format: Format
+
+    def reads(self) -> list[int]:
+        return [self.input, *([self.format.residual] if self.format.residual >= 0 else [])]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A runnable subgraph of the original model."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    steps: list[Segment | Layer]
+    constants: dict[int, Array]
+    dead_after: list[list[int]]  # tensors that nobody needs after step i
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none."""
+
+    scheme: Scheme
+    layers: list[Layer]
+    entries: dict[int, Entry]
+    model: bytes
+
+    @classmethod
+    def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
+        """Raises ``BundleError`` for what is no program."""
+        try:
+            layers = [_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
+            entries = {int(key): _entry(entry, blobs, layers) for key, entry in record["entries"].items()}
+            return cls(schemes.get(record["scheme"]), layers, entries, blobs["trusted"].tobytes())
+        except (KeyError, TypeError, ValueError, IndexError, InputError):
+            raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
+
+
+def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Layer:
+    return Layer(
+        number=number,
+        name=str(record["signature"]),
+        input=int(record["input"]),
+        output=int(record["output"]),
+        slots=int(record["slots"]),
+        limbs=Limbs(*(int(v) for v in record["limbs"])),
+        sigma=float(record["sigma"]),
+        masked=mask_input or not record["public_input"],
+        pop=int(record["pop"]),
+        pop_output=int(record["pop_output"]),
+        pop_limbs=Limbs(*(int(v) for v in record["pop_limbs"])),
+        secrets={name: blobs[blob] for name, blob in record["secrets"].items()},
+        format=formats.create(record["format"], blobs),
+    )
+
+
+def _entry(record: dict[str, Any], blobs: dict[str, Array], layers: list[Layer]) -> Entry:
+    steps: list[Segment | Layer] = []
+    for step in record["steps"]:
+        if "layer" in step:
+            steps.append(layers[step["layer"]])
+        else:
+            pairs = [[(int(t), int(i)) for t, i in step[side]] for side in ("inputs", "outputs")]
+            steps.append(Segment(int(step["subgraph"]), *pairs))
+    inputs, outputs = ([TensorSpec.from_json(s) for s in record[side]] for side in ("inputs", "outputs"))
+    constants = {int(t): blobs[blob] for t, blob in record["constants"].items()}
+    return Entry(inputs, outputs, steps, constants, _dead_after(inputs, outputs, steps, set(constants)))
+
+
+def _dead_after(
+    inputs: list[TensorSpec], outputs: list[TensorSpec], steps: list[Segment | Layer], keep: set[int]
+) -> list[list[int]]:
+    """For each step the tensors whose last use it is, so that memory holds only what is still needed."""
+    last: dict[int, int] = {}
+    for i, step in enumerate(steps):
+        made = [t for t, _ in step.outputs] if isinstance(step, Segment) else [step.output]
+        last.update(dict.fromkeys([*step.reads(), *made], i))
+    keep = keep | {spec.index for spec in outputs}
+    dead: list[list[int]] = [[] for _ in steps]
+    for t, i in last.items():
+        if t not in keep:
+            dead[i].append(t)
+    return dead

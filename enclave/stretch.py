@@ -1,0 +1,189 @@
+"""Stretches: consecutive float layers that the C loop runs in one call, compiled once per shape.
+
+Per layer the loop copies the answer into private memory, checks it, and only then makes one pass that restores,
+unmasks, adds the bias, applies the epilogue and, where the next layer is the only reader, adds that layer's push
+mask and writes its input. Other results go to private buffers, reused once their last reader is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from enclave import native
+from enclave.formats import Activation, Float
+from enclave.link import Accelerator
+from enclave.masks import MaskSet
+from enclave.program import Layer
+from enclave.schemes.base import Lookup
+from enclave.trace import Trace
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Patch:
+    """A pointer that changes with every inference: ``steps[field][rows]`` from masks of ``layers``."""
+
+    rows: list[int] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
+
+
+class Stretch:
+    """``layers`` in order with their ``lookups``; ``shapes`` are (input, output) by layer number; ``later`` are the
+    tensors that somebody reads afterwards."""
+
+    def __init__(
+        self, layers: list[Layer], lookups: list[Lookup], shapes: list[tuple[Shape, Shape]], later: set[int],
+        link: Accelerator,
+    ) -> None:  # fmt: skip
+        self.layers, self._link, self._shapes = layers, link, shapes
+        self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
+        self._keep: list[Array] = []
+        self._stored: dict[int, Array] = {}
+        self._outside: list[tuple[int, str, int]] = []  # (step, field, tensor) of tensors made elsewhere
+        self._masks = {name: Patch() for name in ("send_push", "push", "pop")}
+        self._steps = np.zeros(0, native.STEP)
+        self._compile(lookups, later)
+        self.outputs = {t: array for t, array in self._stored.items() if t in later}
+        width = max(max(shapes[layer.number][1][-1] for layer in layers), 16)
+        self._row, self._zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
+
+    def _compile(self, lookups: list[Lookup], later: set[int]) -> None:
+        steps: list[dict[str, Any]] = []
+        readers = self._readers()
+        free: dict[int, list[Array]] = {}
+        sent = False  # whether the layer at hand finds its input in place
+        for position, (layer, lookup) in enumerate(zip(self.layers, lookups, strict=True)):
+            if not sent:
+                self._send(steps, layer, lookup)
+            following = self.layers[position + 1] if position + 1 < len(self.layers) else None
+            chained = following is not None and following.input == layer.output
+            private = layer.output in later or readers.get(layer.output, []) != ([position + 1] if chained else [])
+            order = lookups[position + 1].order if chained else None
+            if order is not None and (private or layer.format.residual >= 0):
+                chained, private = False, True  # the next layer takes its channels from the stored result
+            self._finish(steps, layer, lookup, following if chained else None, None if private else order)
+            if private:
+                self._store(steps, layer, free)
+            sent = chained
+            for t, where in readers.items():
+                if where[-1] == position and t in self._stored and t not in later:
+                    free.setdefault(self._stored[t].nbytes, []).append(self._stored[t])
+        self._steps = np.zeros(len(steps), native.STEP)
+        for i, step in enumerate(steps):
+            for name, value in step.items():
+                self._steps[name][i] = value
+
+    def _readers(self) -> dict[int, list[int]]:
+        """Tensor -> positions of the layers that read it, in order; a residual counts as a reading of its own."""
+        found: dict[int, list[int]] = {}
+        for position, layer in enumerate(self.layers):
+            found.setdefault(layer.input, []).append(position)
+            if layer.format.residual >= 0:
+                found.setdefault(layer.format.residual, []).append(position)
+        return found
+
+    def _store(self, steps: list[dict[str, Any]], layer: Layer, free: dict[int, list[Array]]) -> None:
+        shape = self._shapes[layer.number][1]
+        size = 4 * int(np.prod(shape))
+        array = free[size].pop().reshape(shape) if free.get(size) else np.empty(shape, np.float32)
+        self._stored[layer.output] = array
+        self._keep.append(array)
+        steps[-1]["result"] = native.address(array)
+
+    def _send(self, steps: list[dict[str, Any]], layer: Layer, lookup: Lookup) -> None:
+        shape = self._shapes[layer.number][0]
+        step = {
+            "kind": native.SEND,
+            "send_rows": int(np.prod(shape[:-1])),
+            "send_n": shape[-1],
+            "order": self._pointer(lookup.order),
+            "target": native.address(self._link.input(layer.number)),
+        }
+        self._refer(step, len(steps), "source", layer.input)
+        if layer.masked:
+            self._patch("send_push", len(steps), layer)
+        steps.append(step)
+
+    def _finish(
+        self, steps: list[dict[str, Any]], layer: Layer, lookup: Lookup, following: Layer | None, order: Array | None
+    ) -> None:
+        """One layer; ``order`` permutes its channels into those that ``following`` wants to be sent."""
+        format_ = layer.format
+        assert isinstance(format_, Float)
+        shape, slots = self._shapes[layer.number][1], layer.slots
+
+        def arranged(vector: Array | None) -> int:
+            return self._pointer(vector if order is None or vector is None else vector[order])
+
+        step = {
+            "kind": native.FINISH,
+            "layer": layer.number,
+            "rows": int(np.prod(shape[:-1])),
+            "slots": slots,
+            "n": shape[-1],
+            "answer": native.address(self._link.output(layer.number)),
+            "copy": native.address(self._link.private),
+            "real": arranged(lookup.real),
+            "mask": arranged(lookup.mask),
+            "scale": arranged(lookup.scale),
+            "bias": arranged(format_.bias),
+            "first": _activation(format_.first),
+            "gain": arranged(format_.gain),
+            "shift": arranged(format_.shift),
+            "second": _activation(format_.second),
+        }
+        if format_.residual >= 0:
+            self._refer(step, len(steps), "residual", format_.residual)
+        if layer.masked:
+            self._patch("pop", len(steps), layer)
+            if order is not None:
+                self.pop_orders[layer.number] = order
+        if following is not None:
+            step["send"] = native.address(self._link.input(following.number))
+            if following.masked:
+                self._patch("push", len(steps), following)
+        steps.append(step)
+
+    def _refer(self, step: dict[str, Any], row: int, name: str, tensor: int) -> None:
+        if tensor in self._stored:
+            step[name] = native.address(self._stored[tensor])
+        else:
+            self._outside.append((row, name, tensor))
+
+    def _patch(self, name: str, row: int, layer: Layer) -> None:
+        self._masks[name].rows.append(row)
+        self._masks[name].layers.append(layer.number)
+
+    def _pointer(self, array: Array | None) -> int:
+        if array is None:
+            return 0
+        array = np.ascontiguousarray(array)
+        self._keep.append(array)
+        return native.address(array)
+
+    def run(self, tensors: dict[int, Array], masks: MaskSet, trace: Trace) -> None:
+        """Run all layers; results that are read later are put into ``tensors``. Raises as ``Accelerator.call``."""
+        steps, alive = self._steps, []
+        for row, name, tensor in self._outside:
+            array = np.ascontiguousarray(tensors[tensor], np.float32)
+            alive.append(array)
+            steps[name][row] = native.address(array)
+        for name, patch in self._masks.items():
+            if patch.rows:
+                steps[name][patch.rows] = (masks.pop_at if name == "pop" else masks.push_at)[patch.layers]
+        self._link.run(steps, self._row, self._zeros, trace)
+        tensors.update(self.outputs)
+
+
+def runnable(layer: Layer) -> bool:
+    """Whether the C loop knows this layer's format."""
+    return isinstance(layer.format, Float) and "tanh" not in (layer.format.first.kind, layer.format.second.kind)
+
+
+def _activation(activation: Activation) -> Any:
+    return (int(activation.kind == "leaky"), activation.low, activation.high)
