@@ -17,7 +17,7 @@ from enclave import container, sealing
 from enclave.executor import Executor
 from enclave.hardening import drop_privileges, limit_memory
 from enclave.keys import load
-from enclave.link import Accelerator
+from enclave.link import PHASES, Accelerator
 from enclave.program import Program
 from enclave.trace import Trace
 from shadownet.wire import errors
@@ -111,6 +111,7 @@ class Worker:
             "bytes_to_accelerator": link.bytes_out if link else 0,
             "bytes_from_accelerator": link.bytes_in if link else 0,
             "accelerator_seconds": link.seconds if link else 0.0,
+            **(link.phases() if link else dict.fromkeys(PHASES, 0.0)),
             "total_seconds": self._executor.seconds,
             "masks_ready": len(self._executor.masks),
             "masks_made_inline": self._executor.masks.made_inline,

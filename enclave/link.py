@@ -16,6 +16,7 @@ from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
 
 Array = np.ndarray[Any, Any]
+PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds")
 OPEN_DEADLINE_S = 300.0  # compiling a large model for a GPU takes a while
 
 
@@ -26,6 +27,7 @@ class Accelerator:
         self._channel, self._deadline_s, self._spin_s = channel, deadline_s, spin_s
         self._arena: Arena | None = None
         self._bells: tuple[int, ...] = ()
+        self._native = native.Link()
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
@@ -87,6 +89,10 @@ class Accelerator:
         self.seconds += (link.waiting_ns - waited) * 1e-9
         for layer in steps["layer"][steps["kind"] == native.FINISH]:
             self._count(int(layer))
+
+    def phases(self) -> dict[str, float]:
+        """Seconds that the C loop spent copying, restoring and sending; 0 without it."""
+        return {name: 1e-9 * getattr(self._native, name.replace("seconds", "ns")) for name in PHASES}
 
     def _count(self, layer: int) -> None:
         self.crossings += 1

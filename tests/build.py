@@ -106,9 +106,7 @@ class Net:
         n = channels * multiplier
         w = self.constant(self.weights((1, kh, kw, n), kh * kw))
         out = (batch, window(height, kh, sh, dh, padding), window(width, kw, sw, dw, padding), n)
-        options = schema.DepthwiseConv2DOptionsT(
-            PADDINGS[padding], sw, sh, multiplier, ACTIVATIONS[activation], dw, dh
-        )
+        options = schema.DepthwiseConv2DOptionsT(PADDINGS[padding], sw, sh, multiplier, ACTIVATIONS[activation], dw, dh)
         return self._op("DEPTHWISE_CONV_2D", [x, w, *self._bias(n, bias)], out, options, version=2)
 
     def dense(

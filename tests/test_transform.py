@@ -18,7 +18,7 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from seeded import SeededRng
 
-from enclave.formats import Float
+from enclave import formats
 from enclave.rng import Rng
 from enclave.schemes import ARTIFACT, PAPER, LayerWeights, Scheme
 from shadownet.graph import ModelWriter, parse
@@ -262,7 +262,16 @@ def protected(case: Case, lin: LinearOp, scheme: Scheme, ratio: float, rng: Rng)
     pop = on_accelerator(lin, rows, push)
     answer = on_accelerator(lin, hidden.rows, scheme.shuffle(hidden.secrets, case.x + push))
     y = np.array(scheme.restore(hidden.secrets, answer) - pop)
-    return Float(case.bias, lin.activation).decode(y, None), tolerance(case, lin, hidden, push)
+    return finished(case, lin, y), tolerance(case, lin, hidden, push)
+
+
+def finished(case: Case, lin: LinearOp, y: Array) -> Array:
+    """Bias and activation, as the bundle's record of the layer has them."""
+    first, second = (part.to_json() for part in (lin.epilogue.first, lin.epilogue.second))
+    record = {"kind": "float", "first": first, "second": second, "residual": -1, "gain": "", "shift": ""}
+    record["bias"] = "" if case.bias is None else "bias"
+    blobs = {} if case.bias is None else {"bias": case.bias}
+    return formats.create(record, blobs).decode(y, None)
 
 
 def tolerance(case: Case, lin: LinearOp, hidden: Any, push: Array) -> Array:

@@ -102,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
     verb("schemes", "list the schemes, what they protect and what breaks them", "owner")
     verb("doctor", "say what this machine has and what is missing", "doctor")
 
+    p = verb("bench", "measure what protection costs, beside the unprotected model", "bench")
+    p.add_argument("models", nargs="+", metavar="MODEL.tflite")
+    p.add_argument("--schemes", default="shadownet", metavar="A,B", help="default: %(default)s")
+    p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
+    p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    key(p)
+
     p = verb("demo", "protect a small network and watch it read digits", "demo")
     p.add_argument("-o", "--output", default="demo", metavar="DIR", help="where to write (default: %(default)s)")
     p.add_argument("--images", type=_count, default=100, metavar="N", help="digits to read (default: %(default)s)")

@@ -1,0 +1,56 @@
+"""The verb bench."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadownet.cli.output import as_json, human, table
+from shadownet.wire.errors import InputError
+
+
+def bench(args: argparse.Namespace) -> None:
+    from shadownet.bench import bench as measure
+
+    if args.rounds < 30:
+        raise InputError("--rounds must be at least 30: fewer say little")
+    results = [
+        measure(Path(model), args.schemes.split(","), max(1, args.num_threads), args.rounds, args.key)
+        for model in args.models
+    ]
+    if args.json:
+        as_json(results)
+        return
+    for result in results:
+        _show(result)
+    if len(results) > 1:
+        for scheme in args.schemes.split(","):
+            ratios = [row["ratio"] for result in results for row in result["rows"] if row["name"] == scheme]
+            print(f"geometric mean, {scheme}: {np.exp(np.mean(np.log(ratios))):.2f}")
+    print(results[0]["environment"])
+
+
+def _show(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            row["name"], f"{row['median_ms']:.3f}", f"{row['ratio']:.2f}",
+            "{} to {}".format(row["pairwise_ratio"][0], row["pairwise_ratio"][2]),
+            f"{row['scheme']}, masks {row['masks']}, integrity {row['integrity']}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    title = f"{result['model']}, {result['threads']} threads per process, {result['rounds']} rounds in turn"
+    table(["contender", "median ms", "ratio", "middle half", "protection"], rows, title)
+    for row in result["rows"]:
+        phases = dict(row.get("phases", {}))
+        if phases.get("crossings"):
+            crossed = f"{human(phases.pop('bytes'))}B in {phases.pop('crossings')} crossings"
+            print(f"{row['name']}: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in phases.items()) + f"; {crossed}")
+    for row in result["sustained"]:
+        print(
+            f"{row['name']}: a set of masks takes {row['masks_ms']:.2f} ms; "
+            f"an inference that makes its own {row['inference_with_masks_ms']:.2f} ms"
+        )
