@@ -69,6 +69,8 @@ typedef struct {
     Finish finish;
 } Step;
 
+#include "_avx512.h"
+
 static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -173,10 +175,10 @@ static inline __attribute__((always_inline)) void restore_row(const Finish *f, c
         for (int64_t i = 0; i < n; i++) t[i] = scale[i] * y[real[i]] + offset[i] - pop[i];
 }
 
-/* Restore, unmask, finish and mask again, row by row; `row` and `zeros` hold n floats. */
-CLONES static void finish_rows(const Finish *f, float *row, const float *zeros) {
+/* Restore, unmask, finish and mask again, row by row from row `first` on; `row` and `zeros` hold n floats. */
+CLONES static void finish_rows(const Finish *f, int64_t first, float *row, const float *zeros) {
     const int64_t n = f->n;
-    for (int64_t r = 0; r < f->rows; r++) {
+    for (int64_t r = first; r < f->rows; r++) {
         float *t = f->result ? f->result + r * n : row;
         restore_row(f, f->copy + r * f->slots, f->bias ? f->bias : zeros, f->pop ? f->pop + r * n : zeros, t);
         activate_row(t, f->first, n);
@@ -194,13 +196,33 @@ CLONES static void finish_rows(const Finish *f, float *row, const float *zeros) 
     }
 }
 
+static int have_avx512(void) {
+#if HAVE_AVX512
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#else
+    return 0;
+#endif
+}
+
+/* Positions per block in which masks must be laid out; 1 is the plain layout. */
+int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
+
 static int run_layer(Link *link, const Finish *f, float *row, const float *zeros) {
     const int outcome = call(link, f->layer);
     if (outcome != OK) return outcome;
     const int64_t start = now_ns();
-    if (!copy_finite(f->copy, f->answer, f->rows * f->slots)) return NOT_FINITE;
+    const int64_t blocks = have_avx512() ? f->rows / 16 : 0, rest = blocks * 16;
+    int finite = copy_finite(f->copy + rest * f->slots, f->answer + rest * f->slots, (f->rows - rest) * f->slots);
+#if HAVE_AVX512
+    if (blocks) finite &= copy_blocks(f->copy, f->answer, blocks, f->slots);
+#endif
+    if (!finite) return NOT_FINITE;
     const int64_t middle = now_ns();
-    finish_rows(f, row, zeros);
+#if HAVE_AVX512
+    if (blocks) finish_blocks(f, blocks);
+#endif
+    finish_rows(f, rest, row, zeros);
     link->reading_ns += middle - start;
     link->finishing_ns += now_ns() - middle;
     return OK;

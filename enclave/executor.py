@@ -38,7 +38,7 @@ class Executor:
         self._entry: int | None = None
         self._actions: list[tuple[Action, list[int]]] = []
         self._orders: dict[int, Array] = {}
-        self._pop_orders: dict[int, Array] = {}
+        self._stretches: dict[int, Stretch] = {}  # by layer
         self.masks = MaskPool([], self._make_mask, mask_memory)
         self.seconds = 0.0
 
@@ -95,7 +95,7 @@ class Executor:
 
     def _compile(self, entry: Entry) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
-        self._actions, self._orders, self._pop_orders = [], {}, {}
+        self._actions, self._orders, self._stretches = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
         lookups = {step.number: self.program.scheme.lookup(step.secrets, self._filters(step)) for step in steps}
         for number, lookup in lookups.items():
@@ -126,7 +126,7 @@ class Executor:
             later.update(step.reads())
         assert self._link is not None
         made = Stretch(layers, [lookups[layer.number] for layer in layers], self._shapes, later, self._link)
-        self._pop_orders |= made.pop_orders
+        self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
@@ -188,7 +188,8 @@ class Executor:
         (pop,) = self._runtime().run(layer.pop, [0], [natural], [layer.pop_output])
         if layer.format.exact:
             return push, layer.pop_limbs.join(pop)
-        return push, np.ascontiguousarray(pop[..., self._pop_orders[number]]) if number in self._pop_orders else pop
+        stretch = self._stretches.get(number)
+        return stretch.arrange(number, push, pop) if stretch else (push, pop)
 
     def reset(self) -> None:
         if self._trusted is not None:

@@ -50,16 +50,49 @@ class Link(ctypes.Structure):
 
 
 @functools.cache
+def _library() -> ctypes.CDLL | None:
+    spec = importlib.util.find_spec("enclave._native")
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
+
+
+@functools.cache
 def load() -> Any:
     """``sn_run`` of the compiled library, or None."""
-    spec = importlib.util.find_spec("enclave._native")
-    if spec is None or spec.origin is None:
+    library = _library()
+    if library is None:
         return None
-    run = ctypes.CDLL(spec.origin).sn_run
+    run = library.sn_run
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     run.argtypes = (ctypes.POINTER(Link), pointer, count, pointer, pointer, ctypes.POINTER(count))
     run.restype = ctypes.c_int
     return run
+
+
+@functools.cache
+def block() -> int:
+    """Positions that the C loop takes together, 1 if it goes row by row."""
+    library = _library()
+    if library is None:
+        return 1
+    library.sn_block.restype = ctypes.c_int64
+    return int(library.sn_block())
+
+
+def in_stream_order(mask: Array) -> Array:
+    """Lay a mask [..., n] out as the C loop reads it: whole blocks of positions, 16 columns at a time."""
+    size, n = block(), mask.shape[-1]
+    rows = mask.reshape(-1, n)
+    whole = rows.shape[0] // size * size if size > 1 else 0
+    if not whole:
+        return mask
+    out = np.empty(mask.size, np.float32)
+    blocks = rows[:whole].reshape(-1, size, n)
+    target = out[: whole * n].reshape(-1, size * n)
+    for column in range(0, n, 16):
+        part = blocks[:, :, column : column + 16]
+        target[:, size * column : size * column + size * part.shape[2]] = part.reshape(part.shape[0], -1)
+    out[whole * n :] = rows[whole:].reshape(-1)
+    return out.reshape(mask.shape)
 
 
 def address(array: Array | None) -> int:

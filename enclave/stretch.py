@@ -15,7 +15,7 @@ import numpy as np
 from enclave import native
 from enclave.formats import Activation, Float
 from enclave.link import Accelerator
-from enclave.masks import MaskSet
+from enclave.masks import MaskSet, Pair
 from enclave.program import Layer
 from enclave.schemes.base import Lookup
 from enclave.trace import Trace
@@ -42,6 +42,7 @@ class Stretch:
     ) -> None:  # fmt: skip
         self.layers, self._link, self._shapes = layers, link, shapes
         self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
+        self.streamed_push: set[int] = set()  # and of these their push half in the C loop's; pop halves all are
         self._keep: list[Array] = []
         self._stored: dict[int, Array] = {}
         self._outside: list[tuple[int, str, int]] = []  # (step, field, tensor) of tensors made elsewhere
@@ -147,6 +148,7 @@ class Stretch:
             step["send"] = native.address(self._link.input(following.number))
             if following.masked:
                 self._patch("push", len(steps), following)
+                self.streamed_push.add(following.number)
         steps.append(step)
 
     def _refer(self, step: dict[str, Any], row: int, name: str, tensor: int) -> None:
@@ -165,6 +167,13 @@ class Stretch:
         array = np.ascontiguousarray(array)
         self._keep.append(array)
         return native.address(array)
+
+    def arrange(self, number: int, push: Array, pop: Array) -> Pair:
+        """Lay a fresh pair out as the C loop will read it."""
+        if number in self.pop_orders:
+            pop = pop[..., self.pop_orders[number]]
+        streamed = native.in_stream_order(push) if number in self.streamed_push else push
+        return streamed, native.in_stream_order(np.ascontiguousarray(pop))
 
     def run(self, tensors: dict[int, Array], masks: MaskSet, trace: Trace) -> None:
         """Run all layers; results that are read later are put into ``tensors``. Raises as ``Accelerator.call``."""

@@ -1,0 +1,118 @@
+/* The two passes over an answer for AVX-512: 16 positions at a time, transposed in registers.
+ *
+ * Restoring looks up two of M slots for each output. As a gather that costs more than everything else together; with
+ * 16 positions side by side ([slot][position]) a lookup is one aligned load. So the first pass, which copies and
+ * checks, leaves blocks of 16 rows transposed in private memory, and the second transposes its results back.
+ */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define HAVE_AVX512 1
+#define UNROLL _Pragma("GCC unroll 16")
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define AVX512_INLINE static inline __attribute__((always_inline, target("avx512f,avx512dq,avx512bw,avx512vl")))
+
+/* Transpose 16 rows of 16 floats. */
+AVX512_INLINE void transpose16(__m512 v[16]) {
+    __m512 t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int h = 0; h < 2; h++) {
+            const __m512d a = _mm512_castps_pd(t[i + h]), b = _mm512_castps_pd(t[i + h + 2]);
+            v[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            v[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    UNROLL for (int c = 0; c < 4; c++) {
+        const __m512 a = v[c], b = v[c + 4], d = v[c + 8], e = v[c + 12];
+        const __m512 ab_low = _mm512_shuffle_f32x4(a, b, 0x88), ab_high = _mm512_shuffle_f32x4(a, b, 0xdd);
+        const __m512 de_low = _mm512_shuffle_f32x4(d, e, 0x88), de_high = _mm512_shuffle_f32x4(d, e, 0xdd);
+        t[c] = _mm512_shuffle_f32x4(ab_low, de_low, 0x88);
+        t[c + 8] = _mm512_shuffle_f32x4(ab_low, de_low, 0xdd);
+        t[c + 4] = _mm512_shuffle_f32x4(ab_high, de_high, 0x88);
+        t[c + 12] = _mm512_shuffle_f32x4(ab_high, de_high, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) v[i] = t[i];
+}
+
+/* Copy whole blocks of 16 rows, transposed to [block][slot][16]; returns whether every value is finite. */
+AVX512 static int copy_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots) {
+    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+    __m512i worst = _mm512_setzero_si512();
+    for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots)
+        for (int64_t s = 0; s < slots; s += 16) {
+            const int64_t width = slots - s < 16 ? slots - s : 16;
+            const __mmask16 some = (__mmask16)((1u << width) - 1);
+            __m512 v[16];
+            UNROLL for (int r = 0; r < 16; r++) {
+                v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots + s);
+                worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
+            }
+            transpose16(v);
+            for (int r = 0; r < width; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
+        }
+    return _mm512_reduce_max_epu32(worst) != 0x7f800000u;
+}
+
+AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
+    if (a.kind == LEAKY) {
+        const __mmask16 negative = _mm512_cmp_ps_mask(t, _mm512_setzero_ps(), _CMP_LT_OQ);
+        return _mm512_mask_mul_ps(t, negative, t, _mm512_set1_ps(a.low));
+    }
+    return _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(a.low)), _mm512_set1_ps(a.high));
+}
+
+/* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left.
+ *
+ * Masks are used once, so they come from memory: enclave/masks.py lays them out in the order in which this reads
+ * them, [block][16 columns][row][column], one straight stream. */
+AVX512 static void finish_blocks(const Finish *f, int64_t blocks) {
+    const int64_t n = f->n;
+    int32_t tail_real[16], tail_mask[16];
+    float tail_scale[16];
+    for (int64_t b = 0; b < blocks; b++) {
+        const float *y = f->copy + b * 16 * f->slots;
+        for (int64_t i = 0; i < n; i += 16) {
+            const int64_t width = n - i < 16 ? n - i : 16;
+            const __mmask16 some = (__mmask16)((1u << width) - 1);
+            __m512 v[16];
+            const int32_t *real = f->real + i, *mask = f->mask + i;
+            const float *scale = f->scale + i;
+            if (width < 16) { /* the last columns: repeat the last one, its copies are not stored */
+                for (int k = 0; k < 16; k++) {
+                    const int64_t c = k < width ? k : width - 1;
+                    tail_real[k] = real[c], tail_scale[k] = scale[c];
+                    if (f->mask) tail_mask[k] = mask[c];
+                }
+                real = tail_real, mask = tail_mask, scale = tail_scale;
+            }
+            if (f->mask)
+                UNROLL for (int k = 0; k < 16; k++)
+                    v[k] = _mm512_fmadd_ps(_mm512_set1_ps(scale[k]), _mm512_loadu_ps(y + 16 * (int64_t)real[k]),
+                                           _mm512_loadu_ps(y + 16 * (int64_t)mask[k]));
+            else
+                UNROLL for (int k = 0; k < 16; k++)
+                    v[k] = _mm512_mul_ps(_mm512_set1_ps(scale[k]), _mm512_loadu_ps(y + 16 * (int64_t)real[k]));
+            transpose16(v);
+            const __m512 bias = f->bias ? _mm512_maskz_loadu_ps(some, f->bias + i) : _mm512_setzero_ps();
+            const __m512 gain = f->gain ? _mm512_maskz_loadu_ps(some, f->gain + i) : _mm512_setzero_ps();
+            const __m512 shift = f->gain ? _mm512_maskz_loadu_ps(some, f->shift + i) : _mm512_setzero_ps();
+            UNROLL for (int r = 0; r < 16; r++) {
+                const int64_t at = (b * 16 + r) * n + i, streamed = (b * n + i) * 16 + r * width;
+                __m512 t = _mm512_add_ps(v[r], bias);
+                if (f->pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, f->pop + streamed));
+                t = activate16(t, f->first);
+                if (f->gain) t = _mm512_fmadd_ps(t, gain, shift);
+                if (f->residual) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->residual + at));
+                t = activate16(t, f->second);
+                if (f->result) _mm512_mask_storeu_ps(f->result + at, some, t);
+                if (f->push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->push + streamed));
+                if (f->send) _mm512_mask_storeu_ps(f->send + at, some, t);
+            }
+        }
+    }
+}
+#else
+#define HAVE_AVX512 0
+#endif
