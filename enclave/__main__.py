@@ -38,6 +38,7 @@ class Worker:
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Unseal the bundle and load it. The key is read here and nowhere else."""
+        sealing.load_libraries()
         if request["enclave_memory"]:
             limit_memory(int(request["enclave_memory"]))
         _, plaintext = sealing.unseal(Path(request["bundle"]), load(Path(request["key"])))

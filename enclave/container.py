@@ -51,7 +51,7 @@ def unpack(data: bytearray) -> tuple[dict[str, Any], dict[str, Array]]:
         if not isinstance(record["program"], dict):
             raise ValueError
         return record["program"], blobs
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 
 

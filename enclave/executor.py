@@ -36,6 +36,7 @@ class Executor:
         self._link, self._rng, self._mask_memory = link, Rng(), mask_memory
         self._shapes: list[tuple[Shape, Shape]] = []  # of each layer's input and output
         self._entry: int | None = None
+        self._inputs: list[Shape] = []
         self._actions: list[tuple[Action, list[int]]] = []
         self._orders: dict[int, Array] = {}
         self._stretches: dict[int, Stretch] = {}  # by layer
@@ -60,11 +61,12 @@ class Executor:
                     known[t] = self._runtime().shape(step.subgraph, local)
             else:
                 self._runtime().prepare(step.pop, [0], [known[step.input]])
-                known[step.output] = self._output_shape(step)
-                layers[step.number] = (known[step.input], known[step.output])
-        if self._open(layers) or key != self._entry:
-            self._entry = key
-            self._compile(entry)
+                own = self._output_shape(step)
+                layers[step.number] = (known[step.input], own)
+                known[step.output] = _broadcast(own, known.get(step.format.residual))
+        if self._open(layers) or key != self._entry or shapes != self._inputs:
+            self._entry, self._inputs = key, shapes
+            self._compile(entry, known)
         return (
             [_reshaped(spec, shape) for spec, shape in zip(entry.inputs, shapes, strict=True)],
             [_reshaped(spec, known[spec.index]) for spec in entry.outputs],
@@ -93,7 +95,7 @@ class Executor:
         self._shapes = wanted
         return True
 
-    def _compile(self, entry: Entry) -> None:
+    def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
         self._actions, self._orders, self._stretches = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
@@ -105,7 +107,7 @@ class Executor:
         at = 0
         while at < len(entry.steps):
             end = at
-            while end < len(entry.steps) and native_run and _fits(entry.steps[end], lookups):
+            while end < len(entry.steps) and native_run and self._fits(entry.steps[end], lookups, known):
                 end += 1
             if end == at:
                 self._actions.append((entry.steps[at], entry.dead_after[at]))
@@ -115,6 +117,12 @@ class Executor:
             self._actions.append((self._stretch(entry, at, end, lookups), dead))
             at = end
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
+
+    def _fits(self, step: Segment | Layer, lookups: dict[int, Any], known: dict[int, Shape]) -> bool:
+        """Whether the C loop can run this step: a float layer whose residual, if any, has exactly its shape."""
+        if not isinstance(step, Layer) or not runnable(step) or lookups[step.number] is None:
+            return False
+        return step.format.residual < 0 or known[step.format.residual] == self._shapes[step.number][1]
 
     def _filters(self, layer: Layer) -> int:
         return self._shapes[layer.number][1][-1]
@@ -200,8 +208,12 @@ class Executor:
         return self._trusted
 
 
-def _fits(step: Segment | Layer, lookups: dict[int, Any]) -> bool:
-    return isinstance(step, Layer) and runnable(step) and lookups[step.number] is not None
+def _broadcast(shape: Shape, residual: Shape | None) -> Shape:
+    """The shape of a sum; after resizing a residual may no longer have the layer's own."""
+    try:
+        return shape if residual is None else np.broadcast_shapes(shape, residual)
+    except ValueError:
+        raise InputError(f"these shapes lead to adding {list(residual or ())} to {list(shape)}") from None
 
 
 def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:

@@ -32,7 +32,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Activation:
-    """``clamp`` to [low, high], ``leaky`` with slope ``low``, or ``tanh``."""
+    """``clamp`` to [low, high], or ``leaky`` with slope ``low``."""
 
     kind: str
     low: float
@@ -40,14 +40,12 @@ class Activation:
 
     @classmethod
     def parse(cls, record: dict[str, Any]) -> Activation:
-        if record["kind"] not in ("clamp", "leaky", "tanh"):
+        if record["kind"] not in ("clamp", "leaky"):
             raise BundleError("the bundle names an unknown activation", "convert the model again")
         return cls(record["kind"], float(record["low"]), float(record["high"]))
 
     def apply(self, y: Array) -> Array:
         """Apply to float32 ``y``, in place."""
-        if self.kind == "tanh":
-            return np.tanh(y, out=y)
         if self.kind == "leaky":
             return np.multiply(y, np.float32(self.low), out=y, where=y < 0)
         if self.low == -np.inf and self.high == np.inf:
@@ -81,7 +79,7 @@ class Float:
             y *= self.gain
             y += self.shift
         if residual is not None:
-            y += residual
+            y = y + residual  # not in place: the residual may be the larger one
         return self.second.apply(y)
 
 

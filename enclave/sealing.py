@@ -89,7 +89,7 @@ def unseal(directory: Path, device_key: bytes) -> tuple[Header, bytearray]:
             f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one"
         ) from None
     except OSError as error:
-        raise BundleError(f"the bundle cannot be read: {error.strerror}") from None
+        raise BundleError(f"the bundle cannot be read: {error.strerror or error}") from None
     return header, plaintext
 
 
@@ -154,6 +154,11 @@ def _cipher(key: bytes, number: int, last: bool, aad: bytes) -> Any:
     cipher = AES.new(key, AES.MODE_GCM, nonce=number.to_bytes(11, "big") + bytes([last]), mac_len=_TAG)
     cipher.update(aad)
     return cipher
+
+
+def load_libraries() -> None:
+    """Use everything once: pycryptodome loads its libraries late, which a memory limit could prevent."""
+    _cipher(_derive(bytes(32), "00" * 32), 0, True, b"").encrypt_and_digest(b"")
 
 
 def _private(path: str, flags: int) -> int:

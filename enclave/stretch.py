@@ -19,6 +19,7 @@ from enclave.masks import MaskSet, Pair
 from enclave.program import Layer
 from enclave.schemes.base import Lookup
 from enclave.trace import Trace
+from shadownet.wire.errors import InputError
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -180,6 +181,9 @@ class Stretch:
         steps, alive = self._steps, []
         for row, name, tensor in self._outside:
             array = np.ascontiguousarray(tensors[tensor], np.float32)
+            rows, width = ("send_rows", "send_n") if name == "source" else ("rows", "n")
+            if array.size != steps[rows][row] * steps[width][row]:
+                raise InputError("a tensor has another size than when the shapes were fixed")
             alive.append(array)
             steps[name][row] = native.address(array)
         for name, patch in self._masks.items():
@@ -191,7 +195,7 @@ class Stretch:
 
 def runnable(layer: Layer) -> bool:
     """Whether the C loop knows this layer's format."""
-    return isinstance(layer.format, Float) and "tanh" not in (layer.format.first.kind, layer.format.second.kind)
+    return isinstance(layer.format, Float)
 
 
 def _activation(activation: Activation) -> Any:

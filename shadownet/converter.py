@@ -142,6 +142,9 @@ class _Conversion:
 
     def _partition(self) -> dict[int, Partition]:
         outsource = parse_outsource(self._options.outsource)
+        known = {op.id for e in self._shapes for op in self._graph.subgraphs[e].ops}
+        if isinstance(outsource, set) and outsource - known:
+            raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
         return {e: partition(self._graph, e, s, outsource, self._refused[e]) for e, s in self._shapes.items()}
 
     def _samples(self, calibration: Any) -> tuple[Samples, Samples]:

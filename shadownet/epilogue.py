@@ -26,7 +26,7 @@ FUSED = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6"}
 
 @dataclass(frozen=True)
 class Activation:
-    """``clamp`` to [low, high], or ``leaky`` with slope ``low``; "tanh" only as a fused first one."""
+    """``clamp`` to [low, high], or ``leaky`` with slope ``low``."""
 
     kind: str = "clamp"
     low: float = -np.inf
@@ -38,7 +38,7 @@ class Activation:
 
     @classmethod
     def named(cls, name: str) -> Activation:
-        return cls("tanh") if name == "TANH" else cls("clamp", *CLAMPS[name])
+        return cls("clamp", *CLAMPS[name])
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "low": str(self.low), "high": str(self.high)}

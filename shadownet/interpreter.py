@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,10 @@ class Interpreter:
     def _specs(self, side: int) -> list[TensorSpec]:
         if self._session.entry == 0:
             return (self._session.inputs, self._session.outputs)[side]
-        return self._session.entries[0][side]
+        specs = self._session.entries[0][side]
+        if side == 1:
+            return specs
+        return [replace(spec, shape=shape) for spec, shape in zip(specs, self._shapes[0], strict=True)]
 
     def _select(self, entry: int, shapes: list[tuple[int, ...]] | None = None) -> None:
         self._session.allocate(entry, shapes or self._shapes[entry])

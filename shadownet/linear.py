@@ -15,9 +15,16 @@ from shadownet.graph import Op, Subgraph, SubgraphWriter
 
 Array = np.ndarray[Any, Any]
 
-ACTIVATIONS = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}
+# LiteRT takes no other fused activation in these ops, or takes it and ignores it.
+ACTIVATIONS = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6"}
+OPTIONS = {
+    "CONV_2D": schema.Conv2DOptionsT,
+    "DEPTHWISE_CONV_2D": schema.DepthwiseConv2DOptionsT,
+    "FULLY_CONNECTED": schema.FullyConnectedOptionsT,
+    "TRANSPOSE_CONV": schema.TransposeConvOptionsT,
+    "BATCH_MATMUL": schema.BatchMatMulOptionsT,
+}
 DATA = {"TRANSPOSE_CONV": 2, "CONV_2D": 0, "DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 0, "BATCH_MATMUL": 0}
-KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +158,7 @@ class LinearOp:
 
 def recognise(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], public: set[int]) -> LinearOp | str:
     """Return the linear op that ``op`` is, or the reason why it stays in the enclave."""
-    if op.kind not in KINDS:
+    if op.kind not in OPTIONS:
         return "not linear in constant weights"
     position = {"TRANSPOSE_CONV": (2, 1, 3), "BATCH_MATMUL": (0, 1, 2)}.get(op.kind, (0, 1, 2))
     x, w, b = (op.input(p) for p in position)
@@ -204,7 +211,7 @@ def _obstacle(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], ids: tu
     if tensors[w].raw.sparsity is not None:
         return "its weights are stored sparse"
     options = op.options
-    if options is None:
+    if not isinstance(options, OPTIONS[op.kind]):
         return "an unusual form of the op"
     if op.kind == "FULLY_CONNECTED" and options.weightsFormat != 0:
         return "its weights are stored shuffled"

@@ -52,7 +52,7 @@ class Lowering:
             numbers[id(lin)] = len(self._layers)
             self._layer(part, lin, folded[entry], rms[entry].get(lin.input, 1.0), bool(dense) and lin is dense[-1])
         entries = {
-            str(entry): self._entry(part, [numbers.get(id(step.linear), -1) for step in part.steps])
+            str(entry): self._entry(part, [numbers.get(id(step.linear), -1) for step in part.steps], folded[entry])
             for entry, part in partitions.items()
         }
         has_trusted = bool(self._trusted.model.subgraphs)
@@ -137,17 +137,15 @@ class Lowering:
         self._blobs[name] = value
         return name
 
-    def _entry(self, part: Partition, numbers: list[int]) -> dict[str, Any]:
+    def _entry(self, part: Partition, numbers: list[int], folded: dict[int, Array]) -> dict[str, Any]:
         graph = part.graph
         steps = [
             self._segment(part, step) if step.linear is None else {"layer": number}
             for step, number in zip(part.steps, numbers, strict=True)
         ]
-        constants = {
-            str(t): self._blob(f"entry{graph.index}.tensor{t}", graph.tensors[t].values())
-            for t in graph.outputs
-            if graph.tensors[t].is_constant
-        }
+        values = {t: graph.tensors[t].values() for t in graph.outputs if graph.tensors[t].is_constant}
+        values |= {t: folded[t] for t in graph.outputs if t in folded}
+        constants = {str(t): self._blob(f"entry{graph.index}.tensor{t}", value) for t, value in values.items()}
         specs = [[interface_spec(part, t).to_json() for t in side] for side in (graph.inputs, graph.outputs)]
         return {"inputs": specs[0], "outputs": specs[1], "steps": steps, "constants": constants}
 

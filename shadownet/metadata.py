@@ -10,15 +10,16 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import numpy as np
 from flatbuffers import number_types as types
 from flatbuffers.table import Table
 
 _NORMALIZATION = 1
 
 
-def normalization(metadata: dict[str, bytes]) -> dict[str, float] | None:
+def normalization(metadata: dict[str, np.ndarray[Any, Any]]) -> dict[str, float] | None:
     """{"mean", "std"} of the first input, or None if it is absent, per channel with different values, or damaged."""
-    data = metadata.get("TFLITE_METADATA", b"")
+    data = metadata["TFLITE_METADATA"].tobytes() if "TFLITE_METADATA" in metadata else b""
     try:
         root = Table(data, struct.unpack_from("<I", data)[0])
         for graph in _tables(root, 2)[:1]:

@@ -55,7 +55,7 @@ class Partition:
     shapes: Shapes
     steps: list[Step]
     reasons: dict[int, str]
-    folded: list[int]  # weights that ops compute from constants; LiteRT gives their values
+    folded: list[int]  # weights and outputs that ops compute from constants; LiteRT gives their values
 
     @property
     def linear(self) -> list[LinearOp]:
@@ -80,11 +80,7 @@ class _Partitioner:
                 self.consumers[t].append(op)
         self.folded = self._fold()
         self.public = self._public()
-        self.clones = {
-            op.id
-            for op in graph.ops
-            if op.kind in HANDLES or all(t in self.folded and t not in graph.outputs for t in op.outputs)
-        }
+        self.clones = {op.id for op in graph.ops if op.kind in HANDLES or all(t in self.folded for t in op.outputs)}
 
     def run(self, outsource: str | set[int], refused: dict[int, str]) -> Partition:
         reasons: dict[int, str] = {}
@@ -109,9 +105,10 @@ class _Partitioner:
             if lin.pad is not None:
                 reasons[lin.pad.id] = ""
             reasons |= {op.id: f"in the kernel of op {lin.op.id}" for op in lin.epilogue.ops}
-        weights = {lin.weight for lin in linear.values()} & self.folded
-        biases = {lin.bias for lin in linear.values()} & self.folded
-        return Partition(self.graph, self.shapes, steps, reasons, sorted(weights | biases))
+        scheduled = {step.linear.op.id for step in steps if step.linear is not None}
+        reasons |= dict.fromkeys(linear.keys() - scheduled, "nothing reads its result")
+        constants = {t for lin in linear.values() for t in (lin.weight, lin.bias)} | set(self.graph.outputs)
+        return Partition(self.graph, self.shapes, steps, reasons, sorted(constants & self.folded))
 
     def _fold(self) -> set[int]:
         """Tensors that ops compute from constants alone, such as float16 weights behind a DEQUANTIZE."""
@@ -145,8 +142,10 @@ class _Partitioner:
 
         def follower(tensor: int) -> Op | None:
             readers = self.consumers[tensor]
-            free = len(readers) == 1 and tensor not in self.graph.outputs and readers[0].id not in taken
-            return readers[0] if free else None
+            if len(readers) != 1 or tensor in self.graph.outputs or readers[0].id in taken:
+                return None
+            # What is computed from constants exists in segments only, so it is no residual.
+            return None if self.folded.intersection(readers[0].reads()) else readers[0]
 
         def constant(tensor: int) -> Array | None:
             found = self.graph.tensors[tensor]
@@ -181,7 +180,7 @@ class _Partitioner:
     def _needed(self, linear: dict[int, LinearOp]) -> list[Op]:
         """Drop what neither an output nor an effect needs, such as the DEQUANTIZE of an outsourced weight."""
         absorbed = {op.id: lin for lin in linear.values() for op in lin.epilogue.ops}
-        wanted, kept = set(self.graph.outputs), []
+        wanted, kept = set(self.graph.outputs) - self.folded, []
         for op in reversed(self.graph.ops):
             effect = op.kind in STATEFUL or op.kind.startswith("CUSTOM") or not op.outputs
             if not (effect or wanted.intersection(op.outputs)):
@@ -229,7 +228,7 @@ class _Partitioner:
                 steps[-1].ops.append(op)
             else:
                 steps.append(Step(ops=[op]))
-        needed = set(self.graph.outputs)
+        needed = set(self.graph.outputs) - self.folded
         for step in reversed(steps):
             if step.linear is None:
                 self._segment_interface(step, needed)

@@ -91,7 +91,7 @@ def obstacle(lin: LinearOp, graph: Subgraph) -> str:
     named = f"its number format ({', '.join(types)}) stays inside"
     if lin.kind == "BATCH_MATMUL" or weight.dtype not in EIGHT_BITS or weight.quantization is None:
         return named
-    if weight.quantization.scale.size not in (1, lin.filters) or lin.activation == "TANH":
+    if weight.quantization.scale.size not in (1, lin.filters):
         return named
     if x.dtype == y.dtype == "float32":
         return "" if lin.kind != "TRANSPOSE_CONV" else named

@@ -25,6 +25,7 @@ import shadownet
 from enclave import container, keys, sealing
 from enclave.executor import Executor
 from enclave.link import Accelerator
+from enclave.program import Program
 from enclave.trace import Trace
 from shadownet.graph import load
 from shadownet.wire.channel import Channel
@@ -229,24 +230,29 @@ def launcher(
 
 
 @contextlib.contextmanager
-def enclave_here(bundle: Path, key: Path) -> Iterator[tuple[Executor, subprocess.Popen[bytes]]]:
-    """The enclave's own code in this process, so that a test knows every mask, and a real accelerator process."""
+def enclave_here(bundle: Path, key: Path, record: Path) -> Iterator[tuple[Executor, subprocess.Popen[bytes]]]:
+    """The enclave's own code in this process, so that a test knows every mask, and a real accelerator process.
+
+    The transcript is at ``record`` when the block has ended.
+    """
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "accelerator", "--enclave", str(theirs.fileno())),
-                *("--model", str(bundle / sealing.ACCELERATOR)),
+                *("--model", str(bundle / sealing.ACCELERATOR), "--record", str(record)),
             ],
             pass_fds=[theirs.fileno()], env=environment(), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     channel = Channel(ours, "accelerator")
     try:
-        program, blobs = unsealed(bundle, key)
+        program = Program.parse(*unsealed(bundle, key), False)
         link = Accelerator(channel, 30.0, 0.0)
-        yield Executor(program, blobs, 1, link, False, 1 << 30, Trace(False)), process
+        yield Executor(program, 1, link, 1 << 30, Trace(False)), process
     finally:
         channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_S)
         end(process)
 
 

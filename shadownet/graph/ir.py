@@ -113,7 +113,7 @@ class Graph:
 
     subgraphs: list[Subgraph]
     signatures: list[Signature]
-    metadata: dict[str, bytes]
+    metadata: dict[str, np.ndarray]  # uint8 views of the file
     raw: Any
 
     def entry_points(self) -> list[int]:

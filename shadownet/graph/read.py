@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from shadownet.wire.tensors import MAX_BYTES, MAX_RANK
 
 MAX_FILE = (1 << 31) - 1
 MAX_SUBGRAPHS = 10_000
-MAX_OBJECTS = 500_000  # ops and tensors of all subgraphs
-MAX_NAMES = 64 << 20  # bytes of all tensor names
+MAX_OBJECTS = 150_000  # ops and tensors of all subgraphs
+MAX_ITEMS = 8 << 20  # items of all lists and bytes of all names
 
 # What the flatbuffers library raises on offsets and lengths that leave the file.
 _MALFORMED = (struct.error, ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError, UnicodeError,
@@ -64,7 +65,7 @@ def parse(content: bytes, name: str = "the model") -> Graph:
 
 
 def _bound(content: bytes) -> None:
-    """Count before unpacking: a small file can claim millions of objects that all lie in the same bytes."""
+    """Count before unpacking: in a small file millions of objects can be claimed that all lie in the same bytes."""
     model = schema.Model.GetRootAs(content, 0)
     if model.SubgraphsLength() > MAX_SUBGRAPHS:
         raise ModelError(f"it claims {model.SubgraphsLength()} subgraphs; the limit is {MAX_SUBGRAPHS}")
@@ -73,12 +74,45 @@ def _bound(content: bytes) -> None:
     objects += sum(g.TensorsLength() + g.OperatorsLength() for g in graphs)
     if objects > MAX_OBJECTS:
         raise ModelError(f"it claims {objects} ops and tensors; the limit is {MAX_OBJECTS}")
-    names = 0
-    for g in graphs:
-        for i in range(g.TensorsLength()):
-            names += len(g.Tensors(i).Name() or b"")
-            if names > MAX_NAMES:
-                raise ModelError("its tensor names are unreasonably long")
+    left = MAX_ITEMS
+    for size in _sizes(model, graphs):
+        left -= size
+        if left < 0:
+            raise ModelError("its lists and names are unreasonably long")
+
+
+def _sizes(model: Any, graphs: list[Any]) -> Iterator[int]:
+    """Lengths of everything that unpacking would copy: lists in items, strings in bytes."""
+    yield model.MetadataBufferLength() + len(model.Description() or b"")
+    for i in range(model.OperatorCodesLength()):
+        yield len(model.OperatorCodes(i).CustomCode() or b"")
+    for i in range(model.MetadataLength()):
+        yield len(model.Metadata(i).Name() or b"")
+    for i in range(model.SignatureDefsLength()):
+        signature = model.SignatureDefs(i)
+        yield signature.InputsLength() + signature.OutputsLength() + len(signature.SignatureKey() or b"")
+        for maps, count in (
+            (signature.Inputs, signature.InputsLength()),
+            (signature.Outputs, signature.OutputsLength()),
+        ):
+            yield from (len(maps(k).Name() or b"") for k in range(count))
+    for graph in graphs:
+        yield graph.InputsLength() + graph.OutputsLength() + len(graph.Name() or b"")
+        for i in range(graph.OperatorsLength()):
+            op = graph.Operators(i)
+            yield op.InputsLength() + op.OutputsLength() + op.IntermediatesLength() + op.MutatingVariableInputsLength()
+        for i in range(graph.TensorsLength()):
+            yield from _tensor_sizes(graph.Tensors(i))
+
+
+def _tensor_sizes(tensor: Any) -> Iterator[int]:
+    yield tensor.ShapeLength() + tensor.ShapeSignatureLength() + len(tensor.Name() or b"")
+    yield tensor.VariantTensorsLength()
+    for i in range(tensor.VariantTensorsLength()):
+        yield tensor.VariantTensors(i).ShapeLength()
+    sparsity = tensor.Sparsity()
+    if sparsity is not None:
+        yield sparsity.TraversalOrderLength() + sparsity.BlockMapLength() + sparsity.DimMetadataLength()
 
 
 class _Reader:
@@ -97,7 +131,7 @@ class _Reader:
                 if any(not 0 <= k < len(subgraphs) for k in op.subgraphs()):
                     raise ModelError(f"op {op.id} ({op.kind}) runs a subgraph that does not exist")
         signatures = [self._signature(s, subgraphs) for s in self.raw.signatureDefs or []]
-        metadata = {_text(m.name): self._buffer(m.buffer).tobytes() for m in self.raw.metadata or []}
+        metadata = {_text(m.name): self._buffer(m.buffer) for m in self.raw.metadata or []}
         return Graph(subgraphs, signatures, metadata, self.raw)
 
     def _subgraph(self, index: int, raw: Any) -> Subgraph:

@@ -80,7 +80,7 @@ class Channel:
             message, specs = record["m"], [(str(d), parse_shape(s)) for d, s in record["t"]]
             if not isinstance(message, dict):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise WorkerError(f"the {self.peer} sent a message that cannot be read") from None
         return message, [self._tensor(dtype, shape, deadline) for dtype, shape in specs], list(fds)
 

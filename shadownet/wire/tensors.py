@@ -93,7 +93,10 @@ class TensorSpec:
 
 def parse_shape(value: Any) -> tuple[int, ...]:
     """Return ``value`` as a shape. Raises ``ValueError`` if it is none or would not fit a tensor."""
-    shape = tuple(int(d) for d in value)
+    try:
+        shape = tuple(int(d) for d in value)
+    except (TypeError, OverflowError):
+        raise ValueError("not a tensor shape") from None
     if len(shape) > MAX_RANK or any(d < 0 or d > MAX_BYTES for d in shape) or math.prod(shape) > MAX_BYTES:
         raise ValueError("not a tensor shape")
     return shape
