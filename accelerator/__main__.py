@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -24,6 +25,8 @@ class Worker:
         self._enclave, self._backend, self._spin_s, self._recorder = enclave, backend, spin_s, recorder
         self._callee: shared.Callee | None = None
         self._native: NativeLoop | None = None
+        self._arena: shared.Arena | None = None
+        self._held: list[int] = []
 
     def serve(self) -> None:
         while True:
@@ -50,7 +53,12 @@ class Worker:
         request, _, fds = self._enclave.receive(None)
         if request.get("do") != "open" or len(fds) != 3:
             raise WorkerError("the enclave sent an unknown request")
-        arena = shared.Arena.attach(fds[0])
+        for fd in self._held:
+            os.close(fd)
+        self._held = fds[1:]
+        if self._arena is not None:
+            self._arena.close()
+        self._arena = arena = shared.Arena.attach(fds[0])
         try:
             self._layers = [_views(arena, record, request) for record in request["layers"]]
             self._backend.open(self._layers)

@@ -1,5 +1,6 @@
 /* The accelerator's inner loop: wait for a request, run the layer, answer. Compiled at installation and optional;
  * accelerator/serving.py has the same loop in Python. */
+#include <errno.h>
 #include <sched.h>
 #include <stdint.h>
 #include <time.h>
@@ -25,7 +26,6 @@ static int64_t now_ns(void) {
 /* Serve until no request has come for spin_ns; returns the last request served. */
 uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers, uint64_t count, int64_t ring,
                   int64_t spin_ns) {
-    const uint64_t one = 1;
     int64_t start = now_ns();
     for (int spins = 0;; spins++) {
         const uint64_t request = __atomic_load_n(record + REQUEST, __ATOMIC_ACQUIRE);
@@ -37,7 +37,7 @@ uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers,
             record[STATUS] = (uint64_t)failed;
             done = request;
             __atomic_store_n(record + REPLY, done, __ATOMIC_RELEASE);
-            if (write((int)ring, &one, sizeof one) < 0) return done;
+            if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return done; /* full: it has rung */
             start = now_ns();
             spins = 0;
             continue;

@@ -7,6 +7,9 @@ no further output, no second chance, and the masks go with it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import select
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,14 @@ from shadownet.wire.tensors import DTYPES, TensorSpec, parse_shape
 
 Array = np.ndarray[Any, Any]
 
+GRACE_S = 1.0  # for the accelerator to end by itself
+
 
 class Worker:
     """One opened bundle. Each public method answers one request of the app: (reply, tensors, descriptors)."""
 
-    def __init__(self, accelerator: Channel | None) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Channel | None, app: Channel) -> None:
+        self._accelerator, self._app = accelerator, app
         self._arena: Arena | None = None
         self._interface: tuple[list[TensorSpec], list[TensorSpec]] | None = None
 
@@ -45,7 +50,8 @@ class Worker:
         program, blobs = container.unpack(plaintext)
         link = None
         if self._accelerator is not None:
-            link = Accelerator(self._accelerator, float(request["deadline_s"]), float(request["spin_s"]))
+            deadline_s, spin_s = float(request["deadline_s"]), float(request["spin_s"])
+            link = Accelerator(self._accelerator, deadline_s, spin_s, self._app.fileno())
         self._link = link
         parsed = Program.parse(program, blobs, bool(request["mask_input"]))
         threads, memory = int(request["num_threads"]), int(request["mask_memory"])
@@ -162,15 +168,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
     parser.add_argument("--app", type=int, required=True, metavar="FD", help="socket to the app")
     parser.add_argument("--accelerator", type=int, metavar="FD", help="socket to the accelerator")
+    parser.add_argument("--kill", type=int, metavar="FD", help="process descriptor of the accelerator: ends with us")
     args = parser.parse_args(argv)
     drop_privileges()
     accelerator = None if args.accelerator is None else Channel.from_fd(args.accelerator, "accelerator")
     try:
-        Worker(accelerator).serve(Channel.from_fd(args.app, "app"))
+        app = Channel.from_fd(args.app, "app")
+        Worker(accelerator, app).serve(app)
     except Closed:
         pass  # the app is done with us
     except KeyboardInterrupt:
         return 130
+    finally:
+        if accelerator is not None:
+            accelerator.close()  # it ends by itself, unless it is stopped or hangs
+        if args.kill is not None and not select.select([args.kill], [], [], GRACE_S)[0]:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(args.kill, signal.SIGKILL)
     return 0
 
 

@@ -28,7 +28,7 @@ enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to othe
 typedef struct {
     uint64_t *record; /* shared */
     uint64_t sequence;
-    int64_t ring, wait, hangup; /* descriptors */
+    int64_t ring, wait, hangup, app; /* descriptors: two pipes, the accelerator's socket, the app's or -1 */
     int64_t spin_ns, timeout_ns;
     int64_t waiting_ns, reading_ns, finishing_ns, sending_ns; /* time spent, for the statistics */
 } Link;
@@ -91,26 +91,26 @@ static int sleep_for(Link *link, uint64_t before, int64_t deadline) {
     for (;;) {
         int64_t left = deadline - now_ns();
         if (left <= 0) return LATE;
-        struct pollfd fds[2] = {{(int)link->wait, POLLIN, 0}, {(int)link->hangup, POLLIN, 0}};
-        int ready = poll(fds, 2, (int)(left / 1000000) + 1);
+        struct pollfd fds[3] = {{(int)link->wait, POLLIN, 0}, {(int)link->hangup, POLLIN, 0}, {(int)link->app, 0, 0}};
+        const int ready = poll(fds, 3, (int)(left / 1000000) + 1);
         if (ready < 0 && errno != EINTR) return GONE;
-        if (ready > 0 && fds[0].revents) {
-            uint64_t count;
-            if (read((int)link->wait, &count, sizeof count) < 0 && errno != EINTR) return GONE;
+        if (ready > 0 && fds[0].revents & POLLIN) { /* emptied before looking, so that no ring is lost */
+            char drain[4096];
+            if (read((int)link->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return GONE;
         }
         if (*reply != before) return OK;
-        if (ready > 0 && fds[1].revents) return GONE;
+        if (ready > 0 && (fds[1].revents || fds[2].revents || (fds[0].revents & ~POLLIN))) return GONE;
     }
 }
 
 /* Ask for a layer and wait for the reply. */
 static int call(Link *link, int64_t layer) {
     volatile uint64_t *record = link->record;
-    const uint64_t before = link->sequence, sequence = ++link->sequence, one = 1;
+    const uint64_t before = link->sequence, sequence = ++link->sequence;
     const int64_t start = now_ns();
     record[LAYER] = (uint64_t)layer;
     __atomic_store_n(link->record + REQUEST, sequence, __ATOMIC_RELEASE);
-    if (write((int)link->ring, &one, sizeof one) < 0) return GONE;
+    if (write((int)link->ring, "!", 1) < 0 && errno != EAGAIN) return GONE; /* full: it has rung */
     int outcome = LATE;
     for (int spins = 0;; spins++) {
         if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != before) {

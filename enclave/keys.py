@@ -15,6 +15,9 @@ def create(path: Path) -> None:
     text = (_PREFIX + os.urandom(32).hex() + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InputError(f"cannot write the key {path}: {error.strerror}") from None
+    try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise InputError(f"{path} exists already; a key is never overwritten", "choose another name with -o") from None

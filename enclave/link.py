@@ -11,7 +11,7 @@ import numpy as np
 
 from enclave import native
 from enclave.trace import Trace
-from shadownet.wire.arena import Arena, Caller, Doorbell, aligned
+from shadownet.wire.arena import Arena, Caller, Doorbell, aligned, pipe
 from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
 
@@ -23,8 +23,9 @@ OPEN_DEADLINE_S = 300.0  # compiling a large model for a GPU takes a while
 class Accelerator:
     """Layers by number: fill ``input(k)``, ``call(k)``, then ``read(k)`` copies the answer, once."""
 
-    def __init__(self, channel: Channel, deadline_s: float, spin_s: float) -> None:
-        self._channel, self._deadline_s, self._spin_s = channel, deadline_s, spin_s
+    def __init__(self, channel: Channel, deadline_s: float, spin_s: float, app: int = -1) -> None:
+        """``app`` is the app's socket, whose end ends every wait; -1 for none."""
+        self._channel, self._deadline_s, self._spin_s, self._app = channel, deadline_s, spin_s, app
         self._arena: Arena | None = None
         self._bells: tuple[int, ...] = ()
         self._native = native.Link()
@@ -41,15 +42,24 @@ class Accelerator:
         sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*shapes, strict=True)]
         self._out_offset = aligned(max(sizes[0], default=0))
         arena = Arena.create(self._out_offset + aligned(max(sizes[1], default=0)), "accelerator")
-        request, reply = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
-        self._channel.send(
-            {"do": "open", "layers": layers, "input": 0, "output": self._out_offset}, fds=(arena.fd, request, reply)
-        )
-        answer, _, fds = self._channel.receive(OPEN_DEADLINE_S)
-        for fd in fds:
-            os.close(fd)
-        if answer.get("ok") is not True:
-            raise WorkerError(f"the accelerator cannot run the model: {str(answer.get('error', ''))[:500]}")
+        theirs, request = pipe()
+        reply, answer_fd = pipe()
+        try:
+            message = {"do": "open", "layers": layers, "input": 0, "output": self._out_offset}
+            self._channel.send(message, fds=(arena.fd, theirs, answer_fd), timeout=OPEN_DEADLINE_S)
+            answer, _, fds = self._channel.receive(OPEN_DEADLINE_S)
+            for fd in fds:
+                os.close(fd)
+            if answer.get("ok") is not True:
+                raise WorkerError(f"the accelerator cannot run the model: {str(answer.get('error', ''))[:500]}")
+        except WorkerError:
+            arena.close()
+            for fd in (request, reply):
+                os.close(fd)
+            raise
+        finally:
+            os.close(theirs)
+            os.close(answer_fd)
         if self._arena is not None:
             self._arena.close()
         self._arena = arena
@@ -57,9 +67,9 @@ class Accelerator:
             os.close(fd)
         self._bells = (request, reply)
         hangup = self._channel.fileno()
-        self._caller = Caller(arena.words(), Doorbell(request, reply, hangup, self._spin_s))
+        self._caller = Caller(arena.words(), Doorbell(request, reply, hangup, self._spin_s, self._app))
         spin, deadline = int(self._spin_s * 1e9), int(self._deadline_s * 1e9)
-        self._native = native.Link(arena.address(), 0, request, reply, hangup, spin, deadline)
+        self._native = native.Link(arena.address(), 0, request, reply, hangup, self._app, spin, deadline)
         self._views = [(arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in shapes]
         self.private = np.empty(max(sizes[1], default=0) // 4, np.float32)
 

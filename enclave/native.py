@@ -40,6 +40,7 @@ class Link(ctypes.Structure):
         ("ring", ctypes.c_int64),
         ("wait", ctypes.c_int64),
         ("hangup", ctypes.c_int64),
+        ("app", ctypes.c_int64),
         ("spin_ns", ctypes.c_int64),
         ("timeout_ns", ctypes.c_int64),
         ("waiting_ns", ctypes.c_int64),

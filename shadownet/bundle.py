@@ -32,14 +32,10 @@ def ensure_key(key: str | os.PathLike[str] | None) -> Path:
 @contextlib.contextmanager
 def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
     """Give a temporary directory that takes ``target``'s place when the block succeeds, and goes when it fails."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise InputError(f"{target} exists and is not a bundle", "choose another name with -o")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists already", "replace it with --overwrite, or choose another name with -o")
-    if target.exists() and not (target / sealing.SEALED).exists() and any(target.iterdir()):
-        raise InputError(
-            f"{target} is a directory with other things in it, not a bundle", "choose another name with -o"
-        )
+    try:
+        _check_target(target, overwrite)
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"cannot write {target}: {error.strerror}", "choose another name with -o") from None
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         work.mkdir(mode=0o755)
@@ -52,6 +48,21 @@ def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"cannot write {target}: {error.strerror}", "is the disk full?") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse to put a bundle where something else is."""
+    if target.name in ("", "..") or target.resolve() == Path.cwd():
+        raise InputError("a bundle needs a directory of its own", "give it a name with -o")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InputError(f"{target} exists and is not a bundle", "choose another name with -o")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{target} exists already", "replace it with --overwrite, or choose another name with -o")
+    foreign = {path.name for path in target.iterdir()} - {sealing.MANIFEST, sealing.ACCELERATOR, sealing.SEALED}
+    if foreign:
+        raise InputError(f"{target} holds other things than a bundle: {min(foreign)}", "choose another name with -o")
 
 
 def _replace(work: Path, target: Path) -> None:

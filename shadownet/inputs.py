@@ -42,6 +42,21 @@ def _random(spec: TensorSpec, rng: np.random.Generator) -> Array:
     return rng.integers(0, 2, spec.shape).astype(dtype)
 
 
+def _as_type(value: Array, spec: TensorSpec) -> Array:
+    """``value`` in the type of ``spec``. Raises ``InputError`` where that would lose more than precision."""
+    if spec.dtype == "string":
+        fits = value.dtype.kind in "OSU"
+        target = np.dtype(object)
+    else:
+        target = DTYPES[spec.dtype]
+        fits = value.dtype.kind in "biufc" and np.can_cast(value.dtype, target, "same_kind")
+        if fits and target.kind in "iu" and value.size:
+            fits = np.iinfo(target).min <= value.min() and value.max() <= np.iinfo(target).max
+    if not fits:
+        raise InputError(f"input {spec.name!r} takes {spec.dtype}, and these {value.dtype.name} values do not fit")
+    return value.astype(target)
+
+
 def split_batch(arrays: list[Array], specs: list[TensorSpec]) -> list[list[Array]]:
     """Cut stacked samples [N, …] into N lists of tensors of the model's own shapes.
 
@@ -59,6 +74,6 @@ def split_batch(arrays: list[Array], specs: list[TensorSpec]) -> list[list[Array
                 raise InputError(
                     f"input {spec.name!r} takes the shape {list(spec.shape)}, a sample has {list(value.shape)}"
                 )
-            sample.append(np.ascontiguousarray(value.reshape(spec.shape), DTYPES.get(spec.dtype)))
+            sample.append(np.ascontiguousarray(_as_type(value, spec).reshape(spec.shape)))
         samples.append(sample)
     return samples

@@ -74,6 +74,7 @@ class Interpreter:
 
     def resize_tensor_input(self, input_index: int, tensor_size: Any, strict: bool = False) -> None:
         """Change an input's shape; takes effect with ``allocate_tensors()``. ``strict``: only where it is -1."""
+        self._session.check()
         for i, spec in enumerate(self._session.entries[0][0]):
             if spec.index == input_index:
                 shape = tuple(int(d) for d in tensor_size)
@@ -87,11 +88,13 @@ class Interpreter:
 
     def allocate_tensors(self) -> None:
         """Fix the shapes on both sides. Masks prepared for other shapes are discarded."""
+        self._session.check()
         self._select(0)
         self._values = {}
 
     def set_tensor(self, tensor_index: int, value: Any) -> None:
         """Set an input. Raises ``InputError`` if type or shape is not the input's."""
+        self._session.check()
         for spec in self._specs(0):
             if spec.index == tensor_index:
                 self._values[tensor_index] = check(spec, value)
@@ -100,6 +103,7 @@ class Interpreter:
 
     def invoke(self) -> None:
         """Run the model on the inputs that were set; an input never set is zero."""
+        self._session.check()
         if self._session.entry != 0:
             raise InputError("call allocate_tensors() first")
         inputs = [self._values.get(s.index, _zeros(s)) for s in self._session.inputs]
@@ -108,6 +112,7 @@ class Interpreter:
 
     def get_tensor(self, tensor_index: int) -> Array:
         """A copy of an output (after ``invoke``) or of an input. Raises ``InputError`` for anything else."""
+        self._session.check()
         for found in (self._results, self._values):
             if tensor_index in found:
                 return found[tensor_index].copy()
@@ -121,6 +126,7 @@ class Interpreter:
 
     def prepare(self, sets: int) -> None:
         """Make ``sets`` sets of one-time masks now, so that as many inferences need not wait for theirs."""
+        self._session.check()
         if self._session.entry is None:
             raise InputError("call allocate_tensors() first")
         self._session.prepare(sets)

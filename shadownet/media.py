@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _named(path: Path, specs: list[TensorSpec]) -> list[Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     if all(spec.name in arrays for spec in specs):
         return [arrays[spec.name] for spec in specs]
@@ -147,7 +148,8 @@ def sound(path: Path, spec: TensorSpec) -> Array:
                     f"{path} is {kind[0]} Hz, {kind[1]} channels, {8 * kind[2]} bits",
                     "convert it to 16 kHz mono, 16 bits",
                 )
-            samples = np.frombuffer(file.readframes(int(np.prod(spec.shape))), "<i2")
+            data = file.readframes(int(np.prod(spec.shape)))
+            samples = np.frombuffer(data, "<i2", len(data) // 2)
     except (OSError, EOFError, wave.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     out = np.zeros(int(np.prod(spec.shape)), np.int16)

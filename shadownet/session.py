@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -43,7 +44,7 @@ class Session:
         if num_threads < 1:
             raise InputError("num_threads must be at least 1")
         self._failure: errors.Error | None = None
-        self._arena: Arena | None = None
+        self._arenas: list[Arena] = []  # the one in use; a list, so that the finalizer sees it
         # Spinning while the accelerator's threads want the same cores would slow it down.
         spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
         ours, theirs = socket.socketpair()
@@ -57,17 +58,27 @@ class Session:
                 worker = ["-m", "accelerator", "--enclave", str(right.fileno()), "--model", str(public)]
                 worker += ["--backend", accelerator, "--num_threads", str(num_threads), "--spin", str(spin_s)]
                 worker += ["--record", os.path.abspath(record)] if record else []
-                self._processes.append(_start(worker, right))
-            self._processes.append(_start(command, theirs, left))
+                self._processes.append(_start(worker, right.fileno()))
+            fds = [theirs.fileno(), left.fileno()]
+            for process in self._processes:  # whatever ends the enclave ends the accelerator
+                fds.append(os.pidfd_open(process.pid))
+                command += ["--kill", str(fds[-1])]
+            self._processes.append(_start(command, *fds))
+            for fd in fds[2:]:
+                os.close(fd)
         self._channel = Channel(ours, "enclave")
-        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes)
-        reply, _, _ = self._ask(
-            {
-                "do": "open", "bundle": str(path), "key": os.path.abspath(key), "num_threads": num_threads,
-                "mask_input": mask_input, "mask_memory": mask_memory, "enclave_memory": enclave_memory,
-                "deadline_s": CALL_DEADLINE_S, "spin_s": spin_s, "trace": trace,
-            }
-        )  # fmt: skip
+        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes, self._arenas)
+        try:
+            reply, _, _ = self._ask(
+                {
+                    "do": "open", "bundle": str(path), "key": os.path.abspath(key), "num_threads": num_threads,
+                    "mask_input": mask_input, "mask_memory": mask_memory, "enclave_memory": enclave_memory,
+                    "deadline_s": CALL_DEADLINE_S, "spin_s": spin_s, "trace": trace,
+                }
+            )  # fmt: skip
+        except errors.Error:
+            self._end()
+            raise
         self.entries = {
             int(key): tuple([TensorSpec.from_json(spec) for spec in side] for side in sides)
             for key, sides in reply["entries"].items()
@@ -83,9 +94,9 @@ class Session:
     def allocate(self, entry: int, shapes: list[tuple[int, ...]]) -> None:
         """Fix the input shapes of an entry. Sets ``inputs`` and ``outputs`` (specs with concrete shapes)."""
         reply, _, fds = self._ask({"do": "allocate", "entry": entry, "shapes": [list(s) for s in shapes]})
-        if self._arena is not None:
-            self._arena.close()
-        self._arena = Arena.attach(fds[0])
+        for old in self._arenas:
+            old.close()
+        self._arenas[:] = [Arena.attach(fds[0])]
         self.inputs = [TensorSpec.from_json(s) for s in reply["inputs"]]
         self.outputs = [TensorSpec.from_json(s) for s in reply["outputs"]]
         self._offsets = reply["offsets"]
@@ -93,13 +104,16 @@ class Session:
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
         """One inference. ``inputs`` must have the allocated shapes and types."""
-        assert self._arena is not None
+        self.check()
+        if not self._arenas:
+            raise InputError("call allocate_tensors() first")
+        arena = self._arenas[0]
         attached = []
         for spec, offset, value in zip(self.inputs, self._offsets[0], inputs, strict=True):
             if spec.dtype == "string":
                 attached.append(value)
             else:
-                np.copyto(self._arena.array(offset, spec.shape, DTYPES[spec.dtype]), value)
+                np.copyto(arena.array(offset, spec.shape, DTYPES[spec.dtype]), value)
         reply, tensors, _ = self._ask({"do": "invoke"}, attached)
         arrived = iter(tensors)
         outputs = []
@@ -107,7 +121,7 @@ class Session:
             if spec.dynamic or spec.dtype == "string" or tuple(shape) != spec.shape:
                 outputs.append(next(arrived))
             else:
-                outputs.append(np.array(self._arena.array(offset, spec.shape, DTYPES[spec.dtype])))
+                outputs.append(np.array(arena.array(offset, spec.shape, DTYPES[spec.dtype])))
         return outputs
 
     def prepare(self, sets: int) -> dict[str, int]:
@@ -125,6 +139,11 @@ class Session:
         """Trace events since the last call, in the format of chrome://tracing (microseconds)."""
         return list(self._ask({"do": "events"})[0]["events"])
 
+    def check(self) -> None:
+        """Raise the final error, if there was one."""
+        if self._failure is not None:
+            raise self._failure
+
     def close(self) -> None:
         """End both workers. Safe to call twice."""
         if self._failure is None:
@@ -132,18 +151,15 @@ class Session:
         self._end()
 
     def _end(self) -> None:
-        if self._arena is not None:
-            self._arena.close()
-            self._arena = None
         self._finalizer()
 
     def _ask(
         self, request: dict[str, Any], tensors: list[Array] | None = None
     ) -> tuple[dict[str, Any], list[Array], list[int]]:
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         try:
-            self._channel.send(request, tensors)
+            with contextlib.suppress(Closed):  # it may have ended with last words, which are worth more
+                self._channel.send(request, tensors)
             reply, values, fds = self._channel.receive(APP_DEADLINE_S)
         except Closed:
             raise self._fail(
@@ -165,17 +181,19 @@ class Session:
         return error
 
 
-def _start(command: list[str], *sockets: socket.socket) -> subprocess.Popen[bytes]:
+def _start(command: list[str], *fds: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-P", *command], pass_fds=[s.fileno() for s in sockets], stdin=subprocess.DEVNULL,
+        [sys.executable, "-P", *command], pass_fds=fds, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
         start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
     )  # fmt: skip
 
 
-def _shut_down(channel: Channel, processes: list[subprocess.Popen[bytes]]) -> None:
+def _shut_down(channel: Channel, processes: list[subprocess.Popen[bytes]], arenas: list[Arena]) -> None:
     """Close our end, which ends the enclave and then the accelerator; kill what does not go."""
     channel.close()
+    while arenas:
+        arenas.pop().close()
     for process in reversed(processes):
         try:
             process.wait(2)

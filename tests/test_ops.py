@@ -47,9 +47,11 @@ FAST = {
 }  # fmt: skip
 
 
+HASHTABLES = ("HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT", "HASHTABLE_SIZE")
+
 # Their outputs' shapes are known only after the run, and LiteRT says nothing about what stands behind them in the
 # file: some layers stay inside.
-DYNAMIC = {"EMBEDDING_LOOKUP_SPARSE", "RANGE", "SEGMENT_SUM", "UNIQUE", "WHERE"}
+DYNAMIC = {"EMBEDDING_LOOKUP_SPARSE", "RANGE", "SEGMENT_SUM", "UNIQUE", "WHERE", *HASHTABLES}
 
 
 class Ops(Net):
@@ -846,7 +848,7 @@ def variable(n: Ops, op: str) -> None:
     n.end(total)
 
 
-@case("HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT", "HASHTABLE_SIZE")
+@case(*HASHTABLES)
 def hashtable(n: Ops, op: str) -> None:
     """A table from int64 to strings and back, filled once."""
 

@@ -139,8 +139,6 @@ def binary(draw: Draw, r: Recipe) -> bool:
     a = pick(draw, r, lambda t: True)
     assert a is not None
     kind, activation = draw(st.sampled_from(["ADD", "MUL", "SUB"])), draw(ACTIVATION)
-    options = getattr(schema, f"{kind.title()}OptionsT")()
-    options.fusedActivationFunction = {"NONE": 0, "RELU": 1, "RELU6": 3}[activation]
     same = [t for t in r.open if n.shapes[t] == n.shapes[a] and n.types[t] == n.types[a]]
     if n.types[a] == "float32" and draw(st.booleans()):
         values = n.model.rng.uniform(0.5, 1.5, n.shapes[a][-1]).astype(np.float32)
@@ -150,6 +148,10 @@ def binary(draw: Draw, r: Recipe) -> bool:
         inputs, sources = [a, b], [a, b]
         if draw(st.booleans()):
             inputs = inputs[::-1]
+    if inputs[0] == inputs[-1] and kind == "SUB":
+        kind = "ADD"  # nothing but zeros, of which no tolerance can be a share
+    options = getattr(schema, f"{kind.title()}OptionsT")()
+    options.fusedActivationFunction = {"NONE": 0, "RELU": 1, "RELU6": 3}[activation]
     y = n.op(kind, inputs, (n.shapes[a], n.types[a]), options, 2 if n.types[a] == "int8" else 1)
     r.add(mark(n, y), kind, *sources)
     r.text[-1] += f"  {activation}" + ("" if len(sources) == 2 else ", with a constant")

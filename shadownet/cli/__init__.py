@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -131,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.platform != "linux":
             raise Error("shadownet runs on Linux only", "use a Linux machine, virtual machine or container")
         function = getattr(importlib.import_module(f"shadownet.cli.{args.module}"), args.function)
-        return int(function(args) or 0)
+        code = int(function(args) or 0)
+        sys.stdout.flush()
+        return code
     except Error as error:
         print(f"shadownet: error: {error}", file=sys.stderr)
         if error.hint:
@@ -143,6 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has enough
         return 0
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail again
+        print(f"shadownet: error: {error.strerror or error}", file=sys.stderr)
+        return 2
     except MemoryError:
         print("shadownet: error: this machine has too little memory for the model", file=sys.stderr)
         return 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import time
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from shadownet.media import Pixels, load_array, load_inputs
 from shadownet.progress import note, track
 from shadownet.session import Session
 from shadownet.wire.errors import InputError, MismatchError
+from shadownet.wire.manifest import read_manifest
 from shadownet.wire.paths import resolve_key
 from shadownet.wire.tensors import TensorSpec
 
@@ -81,14 +84,28 @@ def _write(path: str, text: str) -> None:
 def _save(path: str, outputs: list[list[Array]], specs: list[TensorSpec]) -> None:
     """One .npy with the samples stacked, or an .npz with one array per output."""
     columns = [_stack(column) for column in zip(*outputs, strict=True)]
+    target = Path(path)
+    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(path, "wb") as file:
+        with open(work, "xb") as file:
             if len(columns) == 1:
-                np.save(file, columns[0], allow_pickle=False)
+                np.lib.format.write_array(file, columns[0], allow_pickle=False)
             else:
-                np.savez(file, allow_pickle=False, **{spec.name: c for spec, c in zip(specs, columns, strict=True)})
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+                _save_named(file, [spec.name for spec in specs], columns)
+        os.replace(work, target)
+    except (OSError, ValueError) as error:
+        work.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}") from None
+
+
+def _save_named(file: BinaryIO, names: list[str], columns: list[Array]) -> None:
+    """Write an ``.npz``; names that are taken or that NumPy could not read back get a number."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for i, (name, column) in enumerate(zip(names, columns, strict=True)):
+            plain = "".join(c if c.isalnum() or c in "._-:" else "_" for c in name)
+            unique = plain if plain and names.index(name) == i and plain.strip(".") else f"{plain}_{i}"
+            with archive.open(f"{unique}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, column, allow_pickle=False)
 
 
 def _stack(values: tuple[Array, ...]) -> Array:
@@ -147,6 +164,19 @@ def _top(value: Array) -> dict[str, Any]:
     return {"top": [[int(i), float(flat[i])] for i in order]}
 
 
+def _same_interface(bundle: str, parts: dict[int, Any], model: str) -> None:
+    """A bundle of a model with other inputs or outputs cannot be compared. Raises ``MismatchError``."""
+    from shadownet.lower import interface_spec
+
+    claimed = read_manifest(Path(bundle)).get("entries")
+    ours = {
+        str(e): [[interface_spec(p, t).to_json() for t in side] for side in (p.graph.inputs, p.graph.outputs)]
+        for e, p in parts.items()
+    }
+    if claimed != json.loads(json.dumps(ours)):
+        raise MismatchError(f"the bundle was made from a model with other inputs or outputs than {model}")
+
+
 def verify(args: argparse.Namespace) -> None:
     """Compare a bundle with the original model; exit code 1 if they differ."""
     from shadownet.analysis import Reference
@@ -165,6 +195,7 @@ def verify(args: argparse.Namespace) -> None:
             samples[0] = split_batch([load_array(Path(args.inputs))], specs[0])
             if not samples[0]:
                 raise InputError("there is no sample in the inputs")
+        _same_interface(args.bundle, parts, args.model)
         verdict = compare(args.bundle, resolve_key(args.key), reference, parts, samples, args.tolerance)
     if args.json:
         as_json(verdict.to_json())

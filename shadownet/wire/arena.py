@@ -4,14 +4,16 @@ The arena is an anonymous memfd, created by the enclave, sealed against resizing
 crash whoever reads it) and handed over as a descriptor: it has no name that could be left behind.
 
 The first page is the call record: the enclave writes ``layer`` and then ``request``; the accelerator writes
-``status`` and then ``reply = request``. After each a byte is added to an eventfd, so the other side may spin on
-the counter for a while and then sleep. Everything in it is untrusted: the enclave reads a field once per look.
+``status`` and then ``reply = request``. After each a byte goes into a pipe, so the other side may poll the
+counter for a while and then sleep. Everything in it is untrusted: the enclave reads a field once per look.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
+import math
 import mmap
 import os
 import select
@@ -61,14 +63,20 @@ class Arena:
     @classmethod
     def attach(cls, fd: int) -> Arena:
         """Map an arena received from another process. Raises ``WorkerError`` if it is not a sealed one."""
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-        size = os.fstat(fd).st_size
+        try:
+            seals, size = fcntl.fcntl(fd, fcntl.F_GET_SEALS), os.fstat(fd).st_size
+        except OSError:  # not a memfd
+            seals, size = 0, 0
         if not seals & fcntl.F_SEAL_SHRINK or not RECORD <= size <= MAX_ARENA:
+            os.close(fd)
             raise WorkerError("the shared memory offered is not what was agreed")
         return cls(fd, size)
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """A view of the payload at ``offset`` (bytes, behind the call record)."""
+        """A view of the payload at ``offset`` (bytes, behind the call record). Raises ``ValueError`` outside it."""
+        end = offset + math.prod(shape) * np.dtype(dtype).itemsize
+        if offset < 0 or offset % ALIGN or end > self.size - RECORD:
+            raise ValueError("a tensor would leave the shared memory")
         return np.ndarray(shape, dtype, self._map, RECORD + offset)
 
     def words(self) -> memoryview:
@@ -87,20 +95,27 @@ class Arena:
 
 
 class Doorbell:
-    """An eventfd pair: wake the peer, and wait for it by spinning, then sleeping."""
+    """Two pipes, one in each direction: wake the peer, and wait for it by polling, yielding, then sleeping.
 
-    def __init__(self, ring_fd: int, wait_fd: int, hangup_fd: int, spin_s: float) -> None:
+    Pipes, because each end has a file description of its own: a peer can make neither a write nor a read of ours
+    block, as it could with an eventfd that both hold. ``watch`` are sockets whose stirring, or of those in
+    ``hangups`` whose end, ends the wait.
+    """
+
+    def __init__(self, ring_fd: int, wait_fd: int, watch: int, spin_s: float, hangup: int = -1) -> None:
         self.ring_fd, self.wait_fd, self.spin_s = ring_fd, wait_fd, spin_s
         self._poller = select.poll()
         self._poller.register(wait_fd, select.POLLIN)
-        self._poller.register(hangup_fd, select.POLLIN)
-        self._hangup = hangup_fd
+        self._poller.register(watch, select.POLLIN)
+        if hangup >= 0:
+            self._poller.register(hangup, 0)  # its end is always reported
 
     def ring(self) -> None:
-        os.eventfd_write(self.ring_fd, 1)
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it has rung; broken: waiting finds out
+            os.write(self.ring_fd, b"!")
 
     def wait(self, ready: Callable[[], bool], timeout: float | None) -> str:
-        """Wait until ``ready()``: returns "ready", "socket" (the control socket stirs) or "late"."""
+        """Wait until ``ready()``: returns "ready", "socket" (a socket stirs or ends) or "late"."""
         start = time.perf_counter()
         limit = start + self.spin_s
         while True:
@@ -113,13 +128,21 @@ class Doorbell:
             left = None if timeout is None else start + timeout - time.perf_counter()
             if left is not None and left <= 0:
                 return "late"
-            for fd, _ in self._poller.poll(None if left is None else max(1, int(left * 1000))):
-                if fd == self.wait_fd:
-                    os.eventfd_read(fd)  # before looking, so that no ring is lost
-                    if ready():
-                        return "ready"
-                elif fd == self._hangup:
+            for fd, events in self._poller.poll(None if left is None else max(1, int(left * 1000))):
+                if fd != self.wait_fd:
                     return "ready" if ready() else "socket"
+                if events & select.POLLIN:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(fd, 65536)  # before looking, so that no ring is lost
+                if ready():
+                    return "ready"
+                if not events & select.POLLIN:
+                    return "socket"  # the other end of the pipe is closed
+
+
+def pipe() -> tuple[int, int]:
+    """A pipe for a doorbell: (read end, write end), neither of which blocks."""
+    return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 class Caller:

@@ -22,6 +22,8 @@ from shadownet.wire.tensors import DTYPES, parse_shape
 MAX_MESSAGE = 16 << 20  # bytes of JSON
 MAX_ATTACHED = 1 << 31  # bytes of tensors in one message
 MAX_FDS = 4
+PIECE = 1 << 20
+SEND_DEADLINE_S = 60.0
 
 
 class Closed(WorkerError):
@@ -46,20 +48,39 @@ class Channel:
     def close(self) -> None:
         self.sock.close()
 
-    def send(self, message: dict[str, Any], tensors: list[np.ndarray] | None = None, fds: tuple[int, ...] = ()) -> None:
-        """Send ``message``; ``tensors`` travel behind it, ``fds`` with its first byte."""
+    def send(
+        self,
+        message: dict[str, Any],
+        tensors: list[np.ndarray] | None = None,
+        fds: tuple[int, ...] = (),
+        timeout: float = SEND_DEADLINE_S,
+    ) -> None:
+        """Send ``message``; ``tensors`` travel behind it, ``fds`` with its first byte.
+
+        Raises ``WorkerError`` if the peer does not read for ``timeout`` seconds."""
         arrays = [_encode(t) for t in tensors or []]
         body = json.dumps({"m": message, "t": [spec for spec, _ in arrays]}).encode()
         if len(body) > MAX_MESSAGE:
             raise WorkerError("a message is too large to send")
-        try:
-            first = struct.pack("<I", len(body)) + body
-            sent = socket.send_fds(self.sock, [first], list(fds)) if fds else self.sock.send(first)
-            self.sock.sendall(first[sent:])
-            for _, data in arrays:
-                self.sock.sendall(data)
-        except OSError:
-            raise Closed(f"the {self.peer} is gone") from None
+        deadline = time.monotonic() + timeout
+        self._send(struct.pack("<I", len(body)) + body, deadline, fds)
+        for _, data in arrays:
+            self._send(data, deadline)
+
+    def _send(self, data: bytes | memoryview, deadline: float, fds: tuple[int, ...] = ()) -> None:
+        view = memoryview(data)
+        while view:
+            self._wait(deadline, select.POLLOUT)
+            try:
+                if fds:
+                    sent = socket.send_fds(self.sock, [view], list(fds), socket.MSG_DONTWAIT)
+                else:
+                    sent = self.sock.send(view, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise Closed(f"the {self.peer} is gone") from None
+            view, fds = view[sent:], ()
 
     def receive(self, timeout: float | None) -> tuple[dict[str, Any], list[np.ndarray], list[int]]:
         """Wait up to ``timeout`` seconds (None: for ever) for a message: (message, tensors, descriptors)."""
@@ -82,46 +103,52 @@ class Channel:
                 raise ValueError
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise WorkerError(f"the {self.peer} sent a message that cannot be read") from None
-        return message, [self._tensor(dtype, shape, deadline) for dtype, shape in specs], list(fds)
+        left = MAX_ATTACHED
+        tensors = []
+        for dtype, shape in specs:
+            tensor, size = self._tensor(dtype, shape, left, deadline)
+            tensors.append(tensor)
+            left -= size
+        return message, tensors, list(fds)
 
-    def _tensor(self, dtype: str, shape: tuple[int, ...], deadline: float | None) -> np.ndarray:
+    def _tensor(self, dtype: str, shape: tuple[int, ...], left: int, deadline: float | None) -> tuple[np.ndarray, int]:
+        """Receive one tensor of at most ``left`` bytes: (tensor, bytes)."""
         if dtype == "string":
-            lengths = np.frombuffer(self._exactly(8 * math.prod(shape), deadline), "<u8")
-            items = [self._exactly(_bounded(int(n), self.peer), deadline) for n in lengths]
+            lengths = np.frombuffer(self._exactly(self._bounded(8 * math.prod(shape), left), deadline), "<u8")
+            total = self._bounded(int(lengths.sum(dtype=np.float64)) + lengths.nbytes, left)
+            items = [bytes(self._exactly(int(n), deadline)) for n in lengths]
             out = np.empty(len(items), object)
             out[:] = items
-            return out.reshape(shape)
+            return out.reshape(shape), total
         if dtype not in DTYPES:
             raise WorkerError(f"the {self.peer} sent a tensor of an unknown type")
-        size = _bounded(math.prod(shape) * DTYPES[dtype].itemsize, self.peer)
-        return np.frombuffer(self._exactly(size, deadline), DTYPES[dtype]).reshape(shape)
+        size = self._bounded(math.prod(shape) * DTYPES[dtype].itemsize, left)
+        return np.frombuffer(self._exactly(size, deadline), DTYPES[dtype]).reshape(shape), size
+
+    def _bounded(self, size: int, limit: int) -> int:
+        if size > limit:
+            raise WorkerError(f"the {self.peer} sent a tensor that is too large")
+        return size
 
     def _exactly(self, size: int, deadline: float | None) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
+        data = bytearray()
+        while len(data) < size:  # grows with what arrives: a claim alone costs no memory
             self._wait(deadline)
             try:
-                got = self.sock.recv_into(view)
+                piece = self.sock.recv(min(size - len(data), PIECE))
             except OSError:
-                got = 0
-            if got == 0:
+                piece = b""
+            if not piece:
                 raise Closed(f"the {self.peer} is gone")
-            view = view[got:]
+            data += piece
         return data
 
-    def _wait(self, deadline: float | None) -> None:
+    def _wait(self, deadline: float | None, event: int = select.POLLIN) -> None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         poller = select.poll()
-        poller.register(self.sock, select.POLLIN)
+        poller.register(self.sock, event)
         if not poller.poll(None if left is None else math.ceil(left * 1000)):
             raise WorkerError(f"the {self.peer} did not answer in time")
-
-
-def _bounded(size: int, peer: str) -> int:
-    if size > MAX_ATTACHED:
-        raise WorkerError(f"the {peer} sent a tensor that is too large")
-    return size
 
 
 def _encode(tensor: np.ndarray) -> tuple[tuple[str, list[int]], bytes | memoryview]:

@@ -56,7 +56,8 @@ BY_NAME: dict[str, type[Error]] = {
 
 def pack(error: Error) -> dict[str, str]:
     """Return the JSON form of ``error`` for a message."""
-    return {"kind": type(error).__name__, "message": str(error), "hint": error.hint}
+    kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_NAME), "WorkerError")
+    return {"kind": kind, "message": str(error), "hint": error.hint}
 
 
 def unpack(record: object) -> Error:
