@@ -124,8 +124,9 @@ class Hybrid:
         rows = x.reshape(int(np.prod(x.shape[: x.ndim - self._inner])), -1)
         least = np.minimum(rows.min(axis=1), np.float32(0))
         most = np.maximum(rows.max(axis=1), np.float32(0))
-        with np.errstate(divide="ignore"):
-            factor = np.where(least == most, one, np.float32(255) / (most - least)).astype(np.float32)
+        with np.errstate(divide="ignore", over="ignore"):
+            factor = (np.float32(255) / (most - least)).astype(np.float32)
+        factor = np.where(np.isfinite(factor), factor, one)  # a row of nothing, or next to it, becomes zeros
         a, b = least * factor, most * factor
         zero = np.where((low + a) + (high + b) > 0, low - a, high - b)
         zero = np.rint(np.clip(zero, low, high))[:, None]

@@ -52,7 +52,13 @@ class TrustedModel:
             self._raw.Invoke(subgraph)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT failed on this input: {first_line(error)}") from None
-        return [self._raw.GetTensor(tensor, subgraph) for tensor in outputs]
+        return [self._value(subgraph, tensor) for tensor in outputs]
+
+    def _value(self, subgraph: int, tensor: int) -> Array:
+        shape = self.shape(subgraph, tensor)
+        if 0 in shape:  # LiteRT's interface refuses to hand out empty tensors
+            return np.empty(shape, self._raw.TensorType(tensor, subgraph))
+        return np.asarray(self._raw.GetTensor(tensor, subgraph))
 
     def reset(self) -> None:
         """Set variable tensors to zero, as ``tf.lite.Interpreter.reset_all_variables`` does."""

@@ -80,10 +80,10 @@ def convert(
     start = time.perf_counter()
     options = _options(scheme, ratio, activations, integrity, outsource, base)
     target = Path(output)
-    graph, _ = load(model)
+    graph, content = load(model)
     key_path = bundle.ensure_key(key)
     with bundle.new_directory(target, overwrite) as work, Reference(os.fspath(model), graph) as reference:
-        work_on = _Conversion(graph, options, reference, key_path, calibration)
+        work_on = _Conversion(graph, content, options, reference, key_path, calibration)
         lowered, verdict = work_on.run(work)
     return _summary(target, options.scheme.name, work_on, lowered, verdict, time.perf_counter() - start)
 
@@ -115,12 +115,16 @@ def parse_outsource(text: str) -> str | set[int]:
 class _Conversion:
     """One conversion: partition, self-test, lower, write, try; what fails to be precise stays in the enclave."""
 
-    def __init__(self, graph: Graph, options: Options, reference: Reference, key: Path, calibration: Any) -> None:
-        self._graph, self._options, self._reference, self._key = graph, options, reference, key
+    def __init__(
+        self, graph: Graph, content: bytes, options: Options, reference: Reference, key: Path, calibration: Any
+    ) -> None:
+        self._graph, self._content, self._options = graph, content, options
+        self._reference, self._key = reference, key
         self._device_key = keys.load(key)
         self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
         self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self.partitions = self._partition()
+        self._check_selection()
         self._calibration, self._trial = self._samples(calibration)
         self._self_test()
 
@@ -146,6 +150,16 @@ class _Conversion:
         if isinstance(outsource, set) and outsource - known:
             raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
         return {e: partition(self._graph, e, s, outsource, self._refused[e]) for e, s in self._shapes.items()}
+
+    def _check_selection(self) -> None:
+        """Every op that the user named must be able to go out. Raises ``InputError``."""
+        chosen = parse_outsource(self._options.outsource)
+        for entry, part in self.partitions.items():
+            going = {lin.op.id for lin in part.linear}
+            for i in sorted(chosen - going) if isinstance(chosen, set) else []:
+                if part.reasons.get(i):
+                    kind = self._graph.subgraphs[entry].ops[i].kind
+                    raise InputError(f"op {i} ({kind}) cannot be outsourced: {part.reasons[i]}")
 
     def _samples(self, calibration: Any) -> tuple[Samples, Samples]:
         """(inputs that set mask sizes, inputs of the trial run) per entry; the user's serve the main one."""
@@ -212,7 +226,7 @@ class _Conversion:
         for file in work.iterdir():
             file.unlink()
         lowering = Lowering(self._graph, self._options.scheme, self._options.ratio, Rng())
-        lowered = lowering.run(self.partitions, self._folded, self._rms)
+        lowered = lowering.run(self._content, self.partitions, self._folded, self._rms)
         manifest = {
             "scheme": self._options.scheme.name,
             "options": self._options.to_json(),
@@ -224,7 +238,12 @@ class _Conversion:
             },
         }
         bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, self._device_key)
-        return lowered, verify(work, self._key, self._reference, self.partitions, self._trial)
+        try:
+            return lowered, verify(work, self._key, self._reference, self.partitions, self._trial)
+        except InputError as error:  # LiteRT runs the whole model, and not the parts: keep more of it together
+            if not lowered.layers:
+                raise
+            return lowered, Verdict(False, 0.0, 0.0, (0, 0), 0, "default", str(error))
 
     def kept(self) -> list[str]:
         """Layers that could not be outsourced precisely: "op id: reason"."""

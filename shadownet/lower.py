@@ -43,7 +43,11 @@ class Lowering:
         self._described: list[dict[str, Any]] = []
 
     def run(
-        self, partitions: dict[int, Partition], folded: dict[int, dict[int, Array]], rms: dict[int, dict[int, float]]
+        self,
+        content: bytes,
+        partitions: dict[int, Partition],
+        folded: dict[int, dict[int, Array]],
+        rms: dict[int, dict[int, float]],
     ) -> Lowered:
         everything = [(e, p, lin) for e, p in partitions.items() for lin in p.linear]
         dense = [lin for _, _, lin in everything if lin.kind in ("FULLY_CONNECTED", "BATCH_MATMUL")]
@@ -51,12 +55,15 @@ class Lowering:
         for entry, part, lin in track(everything, "hiding layers"):
             numbers[id(lin)] = len(self._layers)
             self._layer(part, lin, folded[entry], rms[entry].get(lin.input, 1.0), bool(dense) and lin is dense[-1])
+        # With nothing to outsource the enclave runs the model as it is.
+        entry_of = self._entry if everything else self._whole
         entries = {
-            str(entry): self._entry(part, [numbers.get(id(step.linear), -1) for step in part.steps], folded[entry])
+            str(entry): entry_of(part, [numbers.get(id(step.linear), -1) for step in part.steps], folded[entry])
             for entry, part in partitions.items()
         }
         has_trusted = bool(self._trusted.model.subgraphs)
-        self._blobs["trusted"] = np.frombuffer(self._trusted.finish() if has_trusted else b"", np.uint8)
+        trusted = content if not everything else self._trusted.finish() if has_trusted else b""
+        self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
         program = {
             "scheme": self._scheme.name,
             "entries": entries,
@@ -148,6 +155,17 @@ class Lowering:
         constants = {str(t): self._blob(f"entry{graph.index}.tensor{t}", value) for t, value in values.items()}
         specs = [[interface_spec(part, t).to_json() for t in side] for side in (graph.inputs, graph.outputs)]
         return {"inputs": specs[0], "outputs": specs[1], "steps": steps, "constants": constants}
+
+    def _whole(self, part: Partition, numbers: list[int], folded: dict[int, Array]) -> dict[str, Any]:
+        graph = part.graph
+        specs = [[interface_spec(part, t).to_json() for t in side] for side in (graph.inputs, graph.outputs)]
+        made = [t for t in dict.fromkeys(graph.outputs) if t not in graph.inputs]
+        step = {
+            "subgraph": graph.index,
+            "inputs": [[t, t] for t in graph.inputs],
+            "outputs": [[t, t] for t in made],
+        }
+        return {"inputs": specs[0], "outputs": specs[1], "steps": [step], "constants": {}}
 
     def _segment(self, part: Partition, step: Step) -> dict[str, Any]:
         """Copy a trusted segment's ops into the trusted model."""

@@ -80,7 +80,11 @@ class _Partitioner:
                 self.consumers[t].append(op)
         self.folded = self._fold()
         self.public = self._public()
-        self.clones = {op.id for op in graph.ops if op.kind in HANDLES or all(t in self.folded for t in op.outputs)}
+        self.clones = {
+            op.id
+            for op in graph.ops
+            if op.kind in HANDLES or (op.outputs and all(t in self.folded for t in op.outputs))
+        }
 
     def run(self, outsource: str | set[int], refused: dict[int, str]) -> Partition:
         reasons: dict[int, str] = {}

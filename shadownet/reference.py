@@ -33,17 +33,24 @@ class Model:
 
     def _raw(self, kernels: str) -> Any:
         if kernels not in self._loaded:
-            try:
-                self._loaded[kernels] = Interpreter(
-                    model_path=self._path, num_threads=self._num_threads, **_KERNELS[kernels]
-                )
-            except (RuntimeError, ValueError) as error:
-                raise ModelError(f"LiteRT cannot load this model: {_line(error)}") from None
+            self._loaded[kernels] = self._load(kernels)
         return self._loaded[kernels]._interpreter
 
+    def _load(self, kernels: str) -> Interpreter:
+        try:
+            return Interpreter(model_path=self._path, num_threads=self._num_threads, **_KERNELS[kernels])
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"LiteRT cannot load this model: {_line(error)}") from None
+
     def shapes(self, request: dict[str, Any]) -> dict[str, Any]:
-        raw, entry = self._raw("observed"), int(request["entry"])
-        self._allocate(raw, entry)
+        entry = int(request["entry"])
+        try:
+            raw = self._raw("observed")
+            self._allocate(raw, entry)
+        except ModelError:  # LiteRT's plain kernels are stricter than its default ones: nothing can be observed then
+            self._loaded["observed"] = self._loaded.get("default") or self._load("default")
+            raw = self._raw("observed")
+            self._allocate(raw, entry)
         tensors = range(int(request["tensors"]))  # behind them LiteRT keeps temporaries of its own
         return {
             "shape": [self._shape(raw, t, entry) for t in tensors],
@@ -59,7 +66,12 @@ class Model:
 
     @staticmethod
     def _has_memory(raw: Any, tensor: int, entry: int) -> bool:
-        """Tensors whose shape is known only at run time have no memory before the first run."""
+        """Tensors whose shape is known only at run time have no memory before the first run.
+
+        Strings count among them: LiteRT crashes when asked for one that nothing has filled.
+        """
+        if np.dtype(raw.TensorType(tensor, entry)).kind in "SO":
+            return False
         try:
             raw.GetTensor(tensor, entry)
         except (ValueError, RuntimeError, TypeError):
@@ -96,7 +108,7 @@ class Model:
 
     def values(self, request: dict[str, Any]) -> list[Array]:
         raw, entry = self._raw("observed"), int(request["entry"])
-        return [raw.GetTensor(tensor, entry) for tensor in request["tensors"]]
+        return [_value(raw, tensor, entry) for tensor in request["tensors"]]
 
     def run(self, request: dict[str, Any], inputs: list[Array]) -> tuple[dict[str, Any], list[Array]]:
         entry, kernels = int(request["entry"]), str(request["kernels"])
@@ -107,7 +119,7 @@ class Model:
             if kernels == "default":
                 raise
             return {"ran": False}, []
-        return {"ran": True}, [raw.GetTensor(tensor, entry) for tensor in request["outputs"]]
+        return {"ran": True}, [_value(raw, tensor, entry) for tensor in request["outputs"]]
 
     @staticmethod
     def probe(model: Array, value: Array) -> tuple[dict[str, Any], list[Array]]:
@@ -124,6 +136,14 @@ class Model:
         for interpreter in self._loaded.values():
             interpreter.reset_all_variables()
         return {}
+
+
+def _value(raw: Any, tensor: int, entry: int) -> Array:
+    """A tensor's value; LiteRT's interface refuses to hand out empty ones."""
+    shape = tuple(int(d) for d in raw.TensorSize(tensor, entry))
+    if 0 in shape:
+        return np.empty(shape, raw.TensorType(tensor, entry))
+    return np.asarray(raw.GetTensor(tensor, entry))
 
 
 def _line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from shadownet.quantized import EIGHT_BITS, Numbers
 
 Array = np.ndarray[Any, Any]
 
+SMALL = 5_000_000  # multiply-adds
 FLOAT_TOLERANCE = 1e-4  # of the largest output; hybrid layers differ from LiteRT's in the order of float sums only
 
 
@@ -24,6 +25,13 @@ def agrees(lin: LinearOp, part: Partition, graph: Graph, values: Numbers, refere
     LiteRT has several kernels for one op, which round differently; the formats follow XNNPACK's. Run once per
     layer at conversion; a layer for which it does not hold stays in the enclave.
     """
+    samples = 4 if lin.macs < SMALL else 1  # small outputs show a rounding that differs only now and then
+    return all(_agrees_once(lin, part, graph, values, reference, seed + 1000 * k) for k in range(samples))
+
+
+def _agrees_once(
+    lin: LinearOp, part: Partition, graph: Graph, values: Numbers, reference: Reference, seed: int
+) -> bool:
     rng = np.random.default_rng(seed)
     x = part.graph.tensors[lin.op_input]
     sample = (

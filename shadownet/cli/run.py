@@ -18,7 +18,7 @@ from shadownet.interpreter import check
 from shadownet.media import Pixels, load_array, load_inputs
 from shadownet.progress import note, track
 from shadownet.session import Session
-from shadownet.wire.errors import InputError, MismatchError
+from shadownet.wire.errors import BundleError, InputError, MismatchError
 from shadownet.wire.manifest import read_manifest
 from shadownet.wire.paths import resolve_key
 from shadownet.wire.tensors import TensorSpec
@@ -170,10 +170,17 @@ def _same_interface(bundle: str, parts: dict[int, Any], model: str) -> None:
 
     claimed = read_manifest(Path(bundle)).get("entries")
     ours = {
-        str(e): [[interface_spec(p, t).to_json() for t in side] for side in (p.graph.inputs, p.graph.outputs)]
-        for e, p in parts.items()
+        str(e): [[(s.dtype, list(s.shape)) for s in side] for side in sides]
+        for e, sides in (
+            (e, [[interface_spec(p, t) for t in side] for side in (p.graph.inputs, p.graph.outputs)])
+            for e, p in parts.items()
+        )
     }
-    if claimed != json.loads(json.dumps(ours)):
+    try:
+        theirs = {e: [[(s["dtype"], s["shape"]) for s in side] for side in sides] for e, sides in claimed.items()}
+    except (AttributeError, KeyError, TypeError):
+        raise BundleError("the bundle's manifest is damaged", "convert the model again") from None
+    if theirs != ours:
         raise MismatchError(f"the bundle was made from a model with other inputs or outputs than {model}")
 
 

@@ -76,7 +76,10 @@ class Channel:
                     sent = socket.send_fds(self.sock, [view], list(fds), socket.MSG_DONTWAIT)
                 else:
                     sent = self.sock.send(view, socket.MSG_DONTWAIT)
-            except BlockingIOError:
+            except BlockingIOError:  # room, but not enough of it
+                if time.monotonic() > deadline:
+                    raise WorkerError(f"the {self.peer} does not read what it is sent") from None
+                time.sleep(0.001)
                 continue
             except OSError:
                 raise Closed(f"the {self.peer} is gone") from None
@@ -156,5 +159,5 @@ def _encode(tensor: np.ndarray) -> tuple[tuple[str, list[int]], bytes | memoryvi
         items = [s if isinstance(s, bytes) else str(s).encode() for s in tensor.ravel()]
         lengths = np.array([len(s) for s in items], "<u8").tobytes()
         return ("string", list(tensor.shape)), lengths + b"".join(items)
-    data = np.ascontiguousarray(tensor)
+    data = np.asarray(tensor, order="C")  # ascontiguousarray would make a vector of a scalar
     return (data.dtype.name, list(data.shape)), data.reshape(-1).view(np.uint8).data
