@@ -6,7 +6,13 @@ FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
 
 setup(
     ext_modules=[
-        Extension("enclave._native", ["enclave/_native.c"], depends=["enclave/_avx512.h"], extra_compile_args=FLAGS, optional=True),
+        Extension(
+            "enclave._native",
+            ["enclave/_native.c"],
+            depends=["enclave/_avx512.h"],
+            extra_compile_args=FLAGS,
+            optional=True,
+        ),
         Extension("accelerator._serve", ["accelerator/_serve.c"], extra_compile_args=FLAGS, optional=True),
     ]
 )

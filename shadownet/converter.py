@@ -124,7 +124,6 @@ class _Conversion:
         self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
         self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self.partitions = self._partition()
-        self._check_selection()
         self._calibration, self._trial = self._samples(calibration)
         self._self_test()
 
@@ -150,16 +149,6 @@ class _Conversion:
         if isinstance(outsource, set) and outsource - known:
             raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
         return {e: partition(self._graph, e, s, outsource, self._refused[e]) for e, s in self._shapes.items()}
-
-    def _check_selection(self) -> None:
-        """Every op that the user named must be able to go out. Raises ``InputError``."""
-        chosen = parse_outsource(self._options.outsource)
-        for entry, part in self.partitions.items():
-            going = {lin.op.id for lin in part.linear}
-            for i in sorted(chosen - going) if isinstance(chosen, set) else []:
-                if part.reasons.get(i):
-                    kind = self._graph.subgraphs[entry].ops[i].kind
-                    raise InputError(f"op {i} ({kind}) cannot be outsourced: {part.reasons[i]}")
 
     def _samples(self, calibration: Any) -> tuple[Samples, Samples]:
         """(inputs that set mask sizes, inputs of the trial run) per entry; the user's serve the main one."""

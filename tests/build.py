@@ -204,9 +204,9 @@ def window(size: int, kernel: int, stride: int, dilation: int, padding: str) -> 
     return -(-size // stride) if padding == "SAME" else -(-(size - reach + 1) // stride)
 
 
-def litert(content: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
+def litert(content: bytes, inputs: list[np.ndarray], **kernels: Any) -> list[np.ndarray]:
     """Outputs of LiteRT itself, in the order of the interface."""
-    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter = Interpreter(model_content=content, num_threads=1, **kernels)
     for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
         if tuple(detail["shape"]) != value.shape:
             interpreter.resize_tensor_input(detail["index"], value.shape)

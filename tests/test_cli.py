@@ -294,7 +294,7 @@ def test_what_is_no_model(cli: Cli, lab: Lab, tmp_path: Path, kind: str, verb: s
 
 @pytest.mark.parametrize("options", [
     ("--scheme", "nonsense"), ("--scheme", "shadownet:nonsense"), ("--ratio", "0.5"), ("--ratio", "nan"),
-    ("--ratio", "1e9"), ("--ratio", "-1"), ("--outsource", "some"), ("--outsource", "0"), ("--outsource", "999"),
+    ("--ratio", "1e9"), ("--ratio", "-1"), ("--outsource", "some"), ("--outsource", "-1"), ("--outsource", "999"),
     ("--outsource", ""), ("--calibration", "none.npy"), ("--calibration", "wrong.npy"), ("--calibration", "empty.npy"),
     ("--calibration", "nan.npy"),
 ])  # fmt: skip

@@ -1111,7 +1111,12 @@ def test_op(op: str, tmp_path: Path, device_key: Path) -> None:
     model = tmp_path / "model.tflite"
     model.write_bytes(content)
     summary = shadownet.convert(model, tmp_path / "model.shadow")
-    assert summary["kept_inside"] == []
+    if op == "STABLEHLO_CASE":
+        # LiteRT finds the branches only where they are subgraphs 1 to N of the file, so the model cannot be cut.
+        assert summary["layers_outsourced"] == 0 and summary["kept_inside"]
+        net.linear = 0
+    else:
+        assert summary["kept_inside"] == []
     assert summary["layers_outsourced"] == net.linear or (op in DYNAMIC and summary["layers_outsourced"] < net.linear)
     with shadownet.Interpreter(tmp_path / "model.shadow") as interpreter:
         got = list(runs(interpreter, net))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Convert, run and verify models; print a Markdown row for each, as in models/README.md.
 
-    python tools/measure_zoo.py MODEL.tflite…
+python tools/measure_zoo.py MODEL.tflite…
 """
 
 import subprocess

@@ -168,7 +168,7 @@ def _same_interface(bundle: str, parts: dict[int, Any], model: str) -> None:
     """A bundle of a model with other inputs or outputs cannot be compared. Raises ``MismatchError``."""
     from shadownet.lower import interface_spec
 
-    claimed = read_manifest(Path(bundle)).get("entries")
+    claimed: Any = read_manifest(Path(bundle)).get("entries")
     ours = {
         str(e): [[(s.dtype, list(s.shape)) for s in side] for side in sides]
         for e, sides in (

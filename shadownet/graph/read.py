@@ -30,6 +30,7 @@ MAX_FILE = (1 << 31) - 1
 MAX_SUBGRAPHS = 10_000
 MAX_OBJECTS = 150_000  # ops and tensors of all subgraphs
 MAX_ITEMS = 8 << 20  # items of all lists and bytes of all names
+COSTLY = 64  # what a table in a list counts, in such items
 
 # What the flatbuffers library raises on offsets and lengths that leave the file.
 _MALFORMED = (struct.error, ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError, UnicodeError,
@@ -90,7 +91,7 @@ def _sizes(model: Any, graphs: list[Any]) -> Iterator[int]:
         yield len(model.Metadata(i).Name() or b"")
     for i in range(model.SignatureDefsLength()):
         signature = model.SignatureDefs(i)
-        yield signature.InputsLength() + signature.OutputsLength() + len(signature.SignatureKey() or b"")
+        yield COSTLY * (signature.InputsLength() + signature.OutputsLength()) + len(signature.SignatureKey() or b"")
         for maps, count in (
             (signature.Inputs, signature.InputsLength()),
             (signature.Outputs, signature.OutputsLength()),
@@ -107,7 +108,7 @@ def _sizes(model: Any, graphs: list[Any]) -> Iterator[int]:
 
 def _tensor_sizes(tensor: Any) -> Iterator[int]:
     yield tensor.ShapeLength() + tensor.ShapeSignatureLength() + len(tensor.Name() or b"")
-    yield tensor.VariantTensorsLength()
+    yield COSTLY * tensor.VariantTensorsLength()
     for i in range(tensor.VariantTensorsLength()):
         yield tensor.VariantTensors(i).ShapeLength()
     sparsity = tensor.Sparsity()

@@ -6,6 +6,7 @@ this way; the data of an inference goes through the arena.
 
 from __future__ import annotations
 
+import array
 import json
 import math
 import select
@@ -72,10 +73,8 @@ class Channel:
         while view:
             self._wait(deadline, select.POLLOUT)
             try:
-                if fds:
-                    sent = socket.send_fds(self.sock, [view], list(fds), socket.MSG_DONTWAIT)
-                else:
-                    sent = self.sock.send(view, socket.MSG_DONTWAIT)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                sent = self.sock.sendmsg([view], rights, socket.MSG_DONTWAIT)
             except BlockingIOError:  # room, but not enough of it
                 if time.monotonic() > deadline:
                     raise WorkerError(f"the {self.peer} does not read what it is sent") from None
