@@ -642,8 +642,8 @@ class Interrupted(socket.socket):
 
     peer: socket.socket
 
-    def send(self, data: Any, *flags: int) -> int:
-        sent = super().send(data, *flags)
+    def sendmsg(self, *data: Any) -> int:
+        sent = super().sendmsg(*data)
         self.peer.sendall(message({"m": {"final": True}, "t": []}))
         self.peer.recv(1 << 20)
         self.peer.close()
