@@ -70,8 +70,8 @@ def convert(
 
     ``ratio`` is the obfuscation ratio r (M = ceil(r n) filters leave for n), 1 to 8. ``calibration`` holds samples
     [N, …] (a ``.npy`` path or one array per input) that set the size of the activation masks; without it random
-    inputs do, which is said on stderr. ``outsource`` is "all", "none" or op ids, comma-separated. ``activations``
-    and ``integrity`` know only "float" and "none" in this version.
+    inputs do, which is said on stderr. ``outsource`` is "all", "none", "auto" or op ids, comma-separated.
+    ``activations`` and ``integrity`` know only "float" and "none" in this version.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
@@ -101,14 +101,15 @@ def _options(scheme: str, ratio: float, activations: str, integrity: str, outsou
 
 
 def parse_outsource(text: str) -> str | set[int]:
-    """ "all", "none" or a comma-separated list of op ids. Raises ``InputError``."""
-    if text in ("all", "none"):
+    """ "all", "none", "auto" or a comma-separated list of op ids. Raises ``InputError``."""
+    if text in ("all", "none", "auto"):
         return text
     try:
         return {int(part) for part in text.split(",")}
     except ValueError:
         raise InputError(
-            f"--outsource {text!r} is neither all, none, nor a list of op ids", "shadownet inspect MODEL lists the ids"
+            f"--outsource {text!r} is neither all, none, auto, nor a list of op ids",
+            "shadownet inspect MODEL lists the ids",
         ) from None
 
 
@@ -148,7 +149,10 @@ class _Conversion:
         known = {op.id for e in self._shapes for op in self._graph.subgraphs[e].ops}
         if isinstance(outsource, set) and outsource - known:
             raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
-        return {e: partition(self._graph, e, s, outsource, self._refused[e]) for e, s in self._shapes.items()}
+        return {
+            e: partition(self._graph, e, s, outsource, self._refused[e], self._options.ratio)
+            for e, s in self._shapes.items()
+        }
 
     def _samples(self, calibration: Any) -> tuple[Samples, Samples]:
         """(inputs that set mask sizes, inputs of the trial run) per entry; the user's serve the main one."""

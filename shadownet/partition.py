@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shadownet import cost
 from shadownet.analysis import Shapes
 from shadownet.epilogue import absorb
 from shadownet.graph import Graph, Op, Subgraph
@@ -63,11 +64,17 @@ class Partition:
 
 
 def partition(
-    graph: Graph, entry: int, shapes: Shapes, outsource: str | set[int], refused: dict[int, str] | None = None
+    graph: Graph,
+    entry: int,
+    shapes: Shapes,
+    outsource: str | set[int],
+    refused: dict[int, str] | None = None,
+    ratio: float = 1.2,
 ) -> Partition:
-    """Partition one subgraph. ``outsource`` is "all", "none", or the op ids that may go out; ``refused`` gives
-    for op ids the reason why they must stay."""
-    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource, refused or {})
+    """Partition one subgraph. ``outsource`` is "all", "none", "auto" (what :mod:`shadownet.cost` finds worth it at
+    this obfuscation ratio), or the op ids that may go out; ``refused`` gives for op ids the reason why they must
+    stay."""
+    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource, refused or {}, ratio)
 
 
 class _Partitioner:
@@ -86,14 +93,15 @@ class _Partitioner:
             if op.kind in HANDLES or (op.outputs and all(t in self.folded for t in op.outputs))
         }
 
-    def run(self, outsource: str | set[int], refused: dict[int, str]) -> Partition:
+    def run(self, outsource: str | set[int], refused: dict[int, str], ratio: float) -> Partition:
         reasons: dict[int, str] = {}
         linear: dict[int, LinearOp] = {}
         for op in self.graph.ops:
             found = recognise(op, self.graph, self.shapes, self.folded, self.public)
             if isinstance(found, LinearOp):
-                chosen = outsource == "all" or (isinstance(outsource, set) and op.id in outsource)
+                chosen = outsource in ("all", "auto") or (isinstance(outsource, set) and op.id in outsource)
                 reason = number_obstacle(found, self.graph) or refused.get(op.id, "")
+                reason = reason or (cost.verdict(found, ratio) if outsource == "auto" else "")
                 reasons[op.id] = reason or ("" if chosen else "not selected by --outsource")
                 if not reasons[op.id]:
                     linear[op.id] = self._absorb_pad(found)

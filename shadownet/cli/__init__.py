@@ -66,7 +66,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
     p.add_argument("--activations", default="float", choices=["float"], help="how activations are masked")
     p.add_argument("--integrity", default="none", choices=["none"], help="how answers are checked")
-    p.add_argument("--outsource", default="all", metavar="all|none|LIST", help="ops to outsource: LIST of ids")
+    p.add_argument(
+        "--outsource",
+        default="all",
+        metavar="all|auto|none|LIST",
+        help="ops to outsource; auto: those worth it; LIST of ids",
+    )
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)

@@ -37,6 +37,7 @@ def _model(args: argparse.Namespace, path: Path) -> None:
                     "where": "enclave" if part.reasons[op.id] else "accelerator",
                     "why": part.reasons[op.id] or _why_out(linear.get(op.id)),
                     "macs": linear[op.id].macs if op.id in linear else 0,
+                    "auto": _auto(linear.get(op.id)),
                 }
                 for op in part.graph.ops
             ]
@@ -47,11 +48,21 @@ def _model(args: argparse.Namespace, path: Path) -> None:
         return
     for record in entries:
         rows = [
-            [str(o["id"]), o["op"], str(o["output"]), o["where"], o["why"], human(o["macs"]) if o["macs"] else ""]
+            [
+                str(o["id"]),
+                o["op"],
+                str(o["output"]),
+                o["where"],
+                o["why"],
+                human(o["macs"]) if o["macs"] else "",
+                o["auto"],
+            ]
             for o in record["ops"]
         ]
         table(
-            ["id", "op", "output", "where", "why", "multiply-adds"], rows, f"{path.name}, subgraph {record['subgraph']}"
+            ["id", "op", "output", "where", "why", "multiply-adds", "with --outsource auto"],
+            rows,
+            f"{path.name}, subgraph {record['subgraph']}",
         )
         out = [o for o in record["ops"] if o["where"] == "accelerator"]
         print(
@@ -60,6 +71,13 @@ def _model(args: argparse.Namespace, path: Path) -> None:
         )
         kept = collections.Counter(o["op"] for o in record["ops"] if o["where"] == "enclave")
         print("in the enclave: " + (", ".join(f"{kind} {n}" for kind, n in kept.most_common()) or "nothing"))
+
+
+def _auto(lin: Any) -> str:
+    """What the cost rule says about a layer at the default obfuscation ratio."""
+    from shadownet.cost import verdict
+
+    return "" if lin is None else verdict(lin, 1.2) or "worth it"
 
 
 def _why_out(lin: Any) -> str:
