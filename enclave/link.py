@@ -51,7 +51,7 @@ class Accelerator:
             for fd in fds:
                 os.close(fd)
             if answer.get("ok") is not True:
-                raise WorkerError(f"the accelerator cannot run the model: {str(answer.get('error', ''))[:500]}")
+                raise WorkerError(f"the accelerator cannot run the model: {_plain(answer.get('error', ''))}")
         except WorkerError:
             arena.close()
             for fd in (request, reply):
@@ -138,6 +138,11 @@ class Accelerator:
         if suspicious and not np.isfinite(private).all():
             self._refuse("not finite", name)
         return private
+
+
+def _plain(text: object) -> str:
+    """What a stranger says, fit for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:500])
 
 
 _OUTCOMES = {
