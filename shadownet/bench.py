@@ -96,7 +96,7 @@ def _protected(model: Path, name: str, num_threads: int, directory: Path, key: s
         "masks": "none" if inside or not session.manifest["layers"] else "prepared one-time",
         "activations": options["activations"],
         "integrity": options["integrity"],
-        "ratio": options["ratio"],
+        "obfuscation_ratio": options["ratio"],
     }
     return Contender(name, facts, lambda: session.invoke(inputs), session.prepare, session)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
@@ -18,7 +19,7 @@ from shadownet.workers import environment
 
 def doctor(args: argparse.Namespace) -> int:
     checks = [_system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"), _worker("enclave"),
-              _worker("accelerator"), _shared_memory(), _key(), _memory()]  # fmt: skip
+              _worker("accelerator"), _loops(), _shared_memory(), _key(), _memory()]  # fmt: skip
     if args.json:
         as_json(checks)
     else:
@@ -62,6 +63,14 @@ def _worker(package: str) -> dict[str, Any]:
     )
 
 
+def _loops() -> dict[str, Any]:
+    """The C loops are optional: without them everything runs, slower."""
+    missing = [name for name in ("enclave._native", "accelerator._serve") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return _result("C loops", True, "built")
+    return _result("C loops", True, f"{', '.join(missing)} not built, NumPy takes over; install gcc, then reinstall")
+
+
 def _shared_memory() -> dict[str, Any]:
     try:
         os.close(os.memfd_create("doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
@@ -75,7 +84,8 @@ def _key() -> dict[str, Any]:
     if not path.exists():
         return _result("device key", True, "none yet; convert makes one")
     mode = path.stat().st_mode & 0o777
-    return _result("device key", mode & 0o077 == 0, f"{path}, mode {mode:o}", f"others can read it: chmod 600 {path}")
+    name = str(path).replace(os.path.expanduser("~"), "~", 1)
+    return _result("device key", mode & 0o077 == 0, f"{name}, mode {mode:o}", f"others can read it: chmod 600 {path}")
 
 
 def _memory() -> dict[str, Any]:
