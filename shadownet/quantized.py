@@ -44,7 +44,7 @@ def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array]) -> Numbe
     record["scale"] = "scale"
     scale = np.broadcast_to(weight.quantization.scale, lin.filters)
     if x.dtype == "float32":
-        record |= {"kind": "hybrid", "inner": 1 if lin.kind == "FULLY_CONNECTED" else 3}
+        record |= {"kind": "hybrid", "inner": _inner(lin)}
         return Numbers(lin.rows(centred), record, blobs | {"scale": scale.astype(np.float32)}, 255.0)
     assert x.quantization is not None and y.quantization is not None
     sx, sy = x.quantization.scale[0], y.quantization.scale[0]
@@ -56,6 +56,16 @@ def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array]) -> Numbe
         blobs["bias"] = blobs["bias"].astype(np.float64)
     largest = max(abs(q - zero_in) for q in EIGHT_BITS[x.dtype])
     return Numbers(lin.rows(centred), record, blobs, float(largest))
+
+
+def _inner(lin: LinearOp) -> int:
+    """How many trailing dimensions of the input share a scale. XNNPACK runs a plain 1x1 convolution as a dense layer,
+    with a scale for each position; other convolutions have one for each image."""
+    options = lin.op.options
+    if lin.kind == "FULLY_CONNECTED":
+        return 1
+    plain = lin.kind == "CONV_2D" and lin.weight_shape[1:3] == (1, 1) and lin.groups == 1
+    return 1 if plain and options.strideH == options.strideW == 1 else 3
 
 
 def _along(zero: Array, lin: LinearOp) -> Array:

@@ -28,7 +28,7 @@ from shadownet.wire.tensors import MAX_BYTES, MAX_RANK
 
 MAX_FILE = (1 << 31) - 1
 MAX_SUBGRAPHS = 10_000
-MAX_OBJECTS = 150_000  # ops and tensors of all subgraphs
+MAX_OBJECTS = 60_000  # ops and tensors of all subgraphs
 MAX_ITEMS = 8 << 20  # items of all lists and bytes of all names
 COSTLY = 64  # what a table in a list counts, in such items
 
