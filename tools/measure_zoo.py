@@ -9,14 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shadownet.inputs import random_inputs
+from shadownet.session import Session
+from shadownet.wire.paths import resolve_key
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-if True:  # the path comes first
-    from shadownet.inputs import random_inputs
-    from shadownet.session import Session
-    from shadownet.wire.paths import resolve_key
-
 HEAD = "| model | layers outsourced | bytes crossed | bundle size | convert | peak: convert, enclave, accelerator |"
 
 
