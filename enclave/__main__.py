@@ -136,10 +136,7 @@ class Worker:
             except errors.Error as error:
                 app.send({"error": errors.pack(error)})
             except MemoryError:
-                full = errors.InputError(
-                    "the enclave's memory limit is too small for this model", "allow more with --enclave-memory"
-                )
-                app.send({"error": errors.pack(full)})
+                app.send({"error": errors.pack(errors.memory_limit_too_small())})
 
     def _answer(self, app: Channel, request: dict[str, Any], tensors: list[Array]) -> None:
         verb = request.get("do")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,6 +45,7 @@ class Session:
         if num_threads < 1:
             raise InputError("num_threads must be at least 1")
         self._failure: errors.Error | None = None
+        self._limited = enclave_memory > 0
         self._arenas: list[Arena] = []  # the one in use; a list, so that the finalizer sees it
         # Spinning while the accelerator's threads want the same cores would slow it down.
         spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
@@ -139,6 +141,14 @@ class Session:
         """Trace events since the last call, in the format of chrome://tracing (microseconds)."""
         return list(self._ask({"do": "events"})[0]["events"])
 
+    def _ended(self) -> errors.Error:
+        """Why the enclave process may have ended without a word."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._processes[-1].wait(2)
+            if self._limited and code != -signal.SIGKILL:  # out of memory native code aborts
+                return errors.memory_limit_too_small()
+        return WorkerError("the enclave process ended unexpectedly", "run it again; shadownet doctor")
+
     def check(self) -> None:
         """Raise the final error, if there was one."""
         if self._failure is not None:
@@ -162,9 +172,7 @@ class Session:
                 self._channel.send(request, tensors)
             reply, values, fds = self._channel.receive(APP_DEADLINE_S)
         except Closed:
-            raise self._fail(
-                WorkerError("the enclave process ended unexpectedly", "run it again; shadownet doctor")
-            ) from None
+            raise self._fail(self._ended()) from None
         except WorkerError as error:
             raise self._fail(error) from None
         except KeyboardInterrupt:

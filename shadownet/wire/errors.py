@@ -54,6 +54,11 @@ BY_NAME: dict[str, type[Error]] = {
 }
 
 
+def memory_limit_too_small() -> InputError:
+    """The same words wherever it shows: in the enclave, or in its end, since native code aborts without memory."""
+    return InputError("the enclave's memory limit is too small for this model", "allow more with --enclave-memory")
+
+
 def pack(error: Error) -> dict[str, str]:
     """Return the JSON form of ``error`` for a message."""
     kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in BY_NAME), "WorkerError")
