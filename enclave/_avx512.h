@@ -65,7 +65,7 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
 
 /* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left.
  *
- * Masks are used once, so they come from memory: enclave/masks.py lays them out in the order in which this reads
+ * Masks are used once, so they come from memory: enclave/native.py lays them out in the order in which this reads
  * them, [block][16 columns][row][column], one straight stream. */
 AVX512 static void finish_blocks(const Finish *f, int64_t blocks) {
     const int64_t n = f->n;

@@ -64,9 +64,14 @@ class Executor:
                 own = self._output_shape(step)
                 layers[step.number] = (known[step.input], own)
                 known[step.output] = _broadcast(own, known.get(step.format.residual))
-        if self._open(layers) or key != self._entry or shapes != self._inputs:
-            self._entry, self._inputs = key, shapes
+        if not self._is_open(layers) or key != self._entry or shapes != self._inputs:
+            # Until all of it succeeds there is nothing to run: masks and pointers of other shapes would read past
+            # what belongs to them.
+            self._entry = None
+            self.masks = MaskPool([], self._make_mask, self._mask_memory)
+            self._open(layers)
             self._compile(entry, known)
+            self._entry, self._inputs = key, shapes
         return (
             [_reshaped(spec, shape) for spec, shape in zip(entry.inputs, shapes, strict=True)],
             [_reshaped(spec, known[spec.index]) for spec in entry.outputs],
@@ -77,14 +82,18 @@ class Executor:
         *positions, channels = self._runtime().shape(layer.pop, layer.pop_output)
         return (*positions, channels // layer.pop_limbs.count)
 
-    def _open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
-        """Tell the accelerator the shapes; returns whether they are new."""
+    def _is_open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
+        """Complete ``layers`` and tell whether the accelerator knows exactly these shapes."""
         for layer in self.program.layers:
             if layer.number not in layers:  # of entries that are not allocated: as converted
                 layers[layer.number] = (self._runtime().shape(layer.pop, 0), self._output_shape(layer))
+        return [layers[k] for k in range(len(self.program.layers))] == self._shapes
+
+    def _open(self, layers: dict[int, tuple[Shape, Shape]]) -> None:
+        """Tell the accelerator the shapes, if they are new."""
         wanted = [layers[k] for k in range(len(self.program.layers))]
         if wanted == self._shapes:
-            return False
+            return
         assert self._link is not None
         self._link.open(
             [
@@ -93,7 +102,6 @@ class Executor:
             ]
         )
         self._shapes = wanted
-        return True
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
@@ -140,7 +148,8 @@ class Executor:
     def invoke(self, inputs: list[Array]) -> list[Array]:
         """One inference of the allocated entry. ``inputs`` are private copies in its order; returns the outputs,
         which stay valid until the next call."""
-        assert self._entry is not None
+        if self._entry is None:
+            raise InputError("call allocate_tensors() first")
         start = time.perf_counter()
         entry = self.program.entries[self._entry]
         tensors = dict(entry.constants)

@@ -2,7 +2,7 @@
 
 Outsourcing takes a layer's multiply-adds off the enclave, and costs it passes over every byte that crosses (mask, copy,
 restore) and a crossing. Both prices are in multiply-adds, measured with ``shadownet bench`` on MobileNet v1 and
-ResNet-44 on an AMD EPYC (Zen 5): 0.13 ns per byte and 15 us per crossing, against 0.01 ns per multiply-add. The
+ResNet-44 on an AMD EPYC (Zen 5): about 0.13 ns per byte and 15 us per crossing, against 0.01 ns per multiply-add. The
 accelerator's own time counts as free, as if it were much faster than the enclave; masks are taken as prepared.
 """
 

@@ -98,8 +98,8 @@ class Doorbell:
     """Two pipes, one in each direction: wake the peer, and wait for it by polling, yielding, then sleeping.
 
     Pipes, because each end has a file description of its own: a peer can make neither a write nor a read of ours
-    block, as it could with an eventfd that both hold. ``watch`` are sockets whose stirring, or of those in
-    ``hangups`` whose end, ends the wait.
+    block, as it could with an eventfd that both hold. A wait also ends when the socket ``watch`` stirs, or when the
+    other end of the socket ``hangup`` is closed (-1 for none).
     """
 
     def __init__(self, ring_fd: int, wait_fd: int, watch: int, spin_s: float, hangup: int = -1) -> None:
