@@ -69,31 +69,29 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
  * them, [block][16 columns][row][column], one straight stream. */
 AVX512 static void finish_blocks(const Finish *f, int64_t blocks) {
     const int64_t n = f->n;
-    int32_t tail_real[16], tail_mask[16];
-    float tail_scale[16];
     for (int64_t b = 0; b < blocks; b++) {
         const float *y = f->copy + b * 16 * f->slots;
         for (int64_t i = 0; i < n; i += 16) {
             const int64_t width = n - i < 16 ? n - i : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
             __m512 v[16];
-            const int32_t *real = f->real + i, *mask = f->mask + i;
-            const float *scale = f->scale + i;
-            if (width < 16) { /* the last columns: repeat the last one, its copies are not stored */
-                for (int k = 0; k < 16; k++) {
-                    const int64_t c = k < width ? k : width - 1;
-                    tail_real[k] = real[c], tail_scale[k] = scale[c];
-                    if (f->mask) tail_mask[k] = mask[c];
+            UNROLL for (int k = 0; k < 16; k++) v[k] = _mm512_setzero_ps();
+            for (int64_t t = 0; t < f->terms; t++) {
+                const int32_t *slot = f->slot + t * n + i;
+                const float *coefficient = f->coefficient + t * n + i;
+                int32_t tail_slot[16];
+                float tail_coefficient[16];
+                if (width < 16) { /* the last columns: repeat the last one, its copies are not stored */
+                    for (int k = 0; k < 16; k++) {
+                        const int64_t c = k < width ? k : width - 1;
+                        tail_slot[k] = slot[c], tail_coefficient[k] = coefficient[c];
+                    }
+                    slot = tail_slot, coefficient = tail_coefficient;
                 }
-                real = tail_real, mask = tail_mask, scale = tail_scale;
+                UNROLL for (int k = 0; k < 16; k++)
+                    v[k] = _mm512_fmadd_ps(_mm512_set1_ps(coefficient[k]),
+                                           _mm512_loadu_ps(y + 16 * (int64_t)slot[k]), v[k]);
             }
-            if (f->mask)
-                UNROLL for (int k = 0; k < 16; k++)
-                    v[k] = _mm512_fmadd_ps(_mm512_set1_ps(scale[k]), _mm512_loadu_ps(y + 16 * (int64_t)real[k]),
-                                           _mm512_loadu_ps(y + 16 * (int64_t)mask[k]));
-            else
-                UNROLL for (int k = 0; k < 16; k++)
-                    v[k] = _mm512_mul_ps(_mm512_set1_ps(scale[k]), _mm512_loadu_ps(y + 16 * (int64_t)real[k]));
             transpose16(v);
             const __m512 bias = f->bias ? _mm512_maskz_loadu_ps(some, f->bias + i) : _mm512_setzero_ps();
             const __m512 gain = f->gain ? _mm512_maskz_loadu_ps(some, f->gain + i) : _mm512_setzero_ps();

@@ -43,8 +43,10 @@ typedef struct {
     int64_t layer, rows, slots, n;
     const float *answer;          /* shared [rows, slots] */
     float *copy;                  /* private [rows, slots] */
-    const int32_t *real, *mask;   /* [n]; mask may be NULL */
-    const float *scale, *bias;    /* [n]; bias may be NULL */
+    int64_t terms;                /* y[i] = sum over t of coefficient[t][i] Y[slot[t][i]] */
+    const int32_t *slot;          /* [terms, n] */
+    const float *coefficient;     /* [terms, n] */
+    const float *bias;            /* [n] or NULL */
     const float *pop;             /* [rows, n] or NULL */
     Activation first;
     const float *gain, *shift;    /* [n], after the first activation; may be NULL */
@@ -103,8 +105,22 @@ static int sleep_for(Link *link, uint64_t before, int64_t deadline) {
     }
 }
 
-/* Ask for a layer and wait for the reply. */
-static int call(Link *link, int64_t layer) {
+/* Memory that will be streamed once: fetched into the cache while there is nothing else to do. */
+typedef struct {
+    const char *next, *end;
+} Stream;
+
+static Stream stream(const float *data, int64_t count) {
+    const Stream s = {(const char *)data, (const char *)(data ? data + count : data)};
+    return s;
+}
+
+static inline void fetch(Stream *s) {
+    for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) __builtin_prefetch(s->next, 0, 2);
+}
+
+/* Ask for a layer and wait for the reply, its masks on their way meanwhile. */
+static int call(Link *link, int64_t layer, Stream pop, Stream push) {
     volatile uint64_t *record = link->record;
     const uint64_t before = link->sequence, sequence = ++link->sequence;
     const int64_t start = now_ns();
@@ -117,7 +133,12 @@ static int call(Link *link, int64_t layer) {
             outcome = OK;
             break;
         }
-        relax();
+        if (pop.next < pop.end)
+            fetch(&pop);
+        else if (push.next < push.end)
+            fetch(&push);
+        else
+            relax();
         if ((spins & 63) != 63) continue;
         const int64_t waited = now_ns() - start;
         if (waited > link->spin_ns) break;
@@ -162,17 +183,17 @@ static inline __attribute__((always_inline)) void add_row(float *restrict out, c
     for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
-/* t = scale y[real] + y[mask] + offset - pop; the compiler makes gathers of the lookups. */
+/* t = sum of coefficient y[slot] + offset - pop; the compiler makes gathers of the lookups. */
 static inline __attribute__((always_inline)) void restore_row(const Finish *f, const float *restrict y,
                                                               const float *restrict offset,
                                                               const float *restrict pop, float *restrict t) {
     const int64_t n = f->n;
-    const int32_t *restrict real = f->real, *restrict mask = f->mask;
-    const float *restrict scale = f->scale;
-    if (mask)
-        for (int64_t i = 0; i < n; i++) t[i] = scale[i] * y[real[i]] + y[mask[i]] + offset[i] - pop[i];
-    else
-        for (int64_t i = 0; i < n; i++) t[i] = scale[i] * y[real[i]] + offset[i] - pop[i];
+    for (int64_t i = 0; i < n; i++) t[i] = offset[i] - pop[i];
+    for (int64_t k = 0; k < f->terms; k++) {
+        const int32_t *restrict slot = f->slot + k * n;
+        const float *restrict coefficient = f->coefficient + k * n;
+        for (int64_t i = 0; i < n; i++) t[i] += coefficient[i] * y[slot[i]];
+    }
 }
 
 /* Restore, unmask, finish and mask again, row by row from row `first` on; `row` and `zeros` hold n floats. */
@@ -209,7 +230,8 @@ static int have_avx512(void) {
 int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 
 static int run_layer(Link *link, const Finish *f, float *row, const float *zeros) {
-    const int outcome = call(link, f->layer);
+    const int64_t size = f->rows * f->n;
+    const int outcome = call(link, f->layer, stream(f->pop, size), stream(f->push, size));
     if (outcome != OK) return outcome;
     const int64_t start = now_ns();
     const int64_t blocks = have_avx512() ? f->rows / 16 : 0, rest = blocks * 16;

@@ -38,7 +38,6 @@ class Executor:
         self._entry: int | None = None
         self._inputs: list[Shape] = []
         self._actions: list[tuple[Action, list[int]]] = []
-        self._orders: dict[int, Array] = {}
         self._stretches: dict[int, Stretch] = {}  # by layer
         self.masks = MaskPool([], self._make_mask, mask_memory)
         self.seconds = 0.0
@@ -105,43 +104,36 @@ class Executor:
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
-        self._actions, self._orders, self._stretches = [], {}, {}
+        self._actions, self._stretches = [], {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
-        lookups = {step.number: self.program.scheme.lookup(step.secrets, self._filters(step)) for step in steps}
-        for number, lookup in lookups.items():
-            if lookup is not None and lookup.order is not None:
-                self._orders[number] = lookup.order
         native_run = native.load() is not None
         at = 0
         while at < len(entry.steps):
             end = at
-            while end < len(entry.steps) and native_run and self._fits(entry.steps[end], lookups, known):
+            while end < len(entry.steps) and native_run and self._fits(entry.steps[end], known):
                 end += 1
             if end == at:
                 self._actions.append((entry.steps[at], entry.dead_after[at]))
                 at += 1
                 continue
             dead = [t for step in entry.dead_after[at:end] for t in step]
-            self._actions.append((self._stretch(entry, at, end, lookups), dead))
+            self._actions.append((self._stretch(entry, at, end), dead))
             at = end
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
 
-    def _fits(self, step: Segment | Layer, lookups: dict[int, Any], known: dict[int, Shape]) -> bool:
+    def _fits(self, step: Segment | Layer, known: dict[int, Shape]) -> bool:
         """Whether the C loop can run this step: a float layer whose residual, if any, has exactly its shape."""
-        if not isinstance(step, Layer) or not runnable(step) or lookups[step.number] is None:
+        if not isinstance(step, Layer) or not runnable(step):
             return False
         return step.format.residual < 0 or known[step.format.residual] == self._shapes[step.number][1]
 
-    def _filters(self, layer: Layer) -> int:
-        return self._shapes[layer.number][1][-1]
-
-    def _stretch(self, entry: Entry, at: int, end: int, lookups: dict[int, Any]) -> Stretch:
+    def _stretch(self, entry: Entry, at: int, end: int) -> Stretch:
         layers = [step for step in entry.steps[at:end] if isinstance(step, Layer)]
         later = {spec.index for spec in entry.outputs}
         for step in entry.steps[end:]:
             later.update(step.reads())
         assert self._link is not None
-        made = Stretch(layers, [lookups[layer.number] for layer in layers], self._shapes, later, self._link)
+        made = Stretch(layers, self._shapes, later, self._link)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
 
@@ -180,23 +172,24 @@ class Executor:
 
     def _linear(self, layer: Layer, tensors: dict[int, Array], masks: MaskSet) -> Array:
         """Mask, dispatch, check, restore, unmask, finish one linear layer, in NumPy."""
-        link, scheme = self._link, self.program.scheme
+        link = self._link
         assert link is not None
         encoded, context = layer.format.encode(tensors[layer.input])
-        sent = scheme.shuffle(layer.secrets, encoded)
+        sent = layer.restore.shuffle(encoded)
         np.copyto(link.input(layer.number), sent + masks.push(layer.number) if layer.masked else sent)
         began = time.perf_counter()
         link.call(layer.number, layer.name)
         self.trace.add(layer.name, "accelerator", began, bytes_sent=4 * sent.size)
         answer = link.read(layer.number, layer.name)
-        y = scheme.restore(layer.secrets, layer.limbs.join(answer) if layer.format.exact else answer)
-        y = y - masks.pop(layer.number) if layer.masked else np.array(y)
+        y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
+        if layer.masked:
+            y -= masks.pop(layer.number)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
 
     def _make_mask(self, number: int) -> Pair:
         """Draw a push mask, as it will be sent, and compute its pop mask with the layer's true weights."""
         layer = self.program.layers[number]
-        shape, order = self._shapes[number][0], self._orders.get(number)
+        shape, order = self._shapes[number][0], layer.restore.order
         if layer.format.exact:
             push = self._rng.integers(-formats.MASK_BOUND, formats.MASK_BOUND + 1, shape).astype(np.float32)
         else:

@@ -69,7 +69,8 @@ class Accelerator:
         hangup = self._channel.fileno()
         self._caller = Caller(arena.words(), Doorbell(request, reply, hangup, self._spin_s, self._app))
         spin, deadline = int(self._spin_s * 1e9), int(self._deadline_s * 1e9)
-        self._native = native.Link(arena.address(), 0, request, reply, hangup, self._app, spin, deadline)
+        spent = [getattr(self._native, name) for name in native.COUNTERS]
+        self._native = native.Link(arena.address(), 0, request, reply, hangup, self._app, spin, deadline, *spent)
         self._views = [(arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in shapes]
         self.private = np.empty(max(sizes[1], default=0) // 4, np.float32)
 

@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 SEND, FINISH = 0, 1
 OUTCOMES = ("ok", "gone", "late", "failed", "wrong", "not finite")
 
+COUNTERS = ("waiting_ns", "reading_ns", "finishing_ns", "sending_ns")
+
 _ACTIVATION = [("kind", "i8"), ("low", "f4"), ("high", "f4")]
 # The structures of _native.c; every field has 8 bytes but the two floats of an activation.
 STEP = np.dtype(
@@ -24,7 +26,7 @@ STEP = np.dtype(
         ("kind", "i8"),
         ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "u8"), ("target", "u8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
-        ("real", "u8"), ("mask", "u8"), ("scale", "u8"), ("bias", "u8"), ("pop", "u8"), ("first", _ACTIVATION),
+        ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "u8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
         ("send", "u8"), ("push", "u8"),
     ]
@@ -43,10 +45,7 @@ class Link(ctypes.Structure):
         ("app", ctypes.c_int64),
         ("spin_ns", ctypes.c_int64),
         ("timeout_ns", ctypes.c_int64),
-        ("waiting_ns", ctypes.c_int64),
-        ("reading_ns", ctypes.c_int64),
-        ("finishing_ns", ctypes.c_int64),
-        ("sending_ns", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in COUNTERS),
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from enclave import formats, limbs, schemes
+from enclave import formats, limbs
 from enclave.formats import Format
-from enclave.schemes import Scheme
+from enclave.restore import Restore
 from shadownet.wire.errors import BundleError, InputError
 from shadownet.wire.tensors import TensorSpec
 
@@ -55,7 +55,7 @@ class Layer:
     pop: int
     pop_output: int
     pop_limbs: Limbs
-    secrets: dict[str, Array]
+    restore: Restore
     format: Format
 
     def reads(self) -> list[int]:
@@ -77,7 +77,6 @@ class Entry:
 class Program:
     """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none."""
 
-    scheme: Scheme
     layers: list[Layer]
     entries: dict[int, Entry]
     model: bytes
@@ -88,12 +87,15 @@ class Program:
         try:
             layers = [_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
             entries = {int(key): _entry(entry, blobs, layers) for key, entry in record["entries"].items()}
-            return cls(schemes.get(record["scheme"]), layers, entries, blobs["trusted"].tobytes())
+            return cls(layers, entries, blobs["trusted"].tobytes())
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 
 
 def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Layer:
+    restore = Restore.from_blobs({name: blobs[blob] for name, blob in record["restore"].items()})
+    if restore.slot.max() >= int(record["slots"]):
+        raise ValueError("a lookup outside the answer")
     return Layer(
         number=number,
         name=str(record["signature"]),
@@ -106,7 +108,7 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
         pop=int(record["pop"]),
         pop_output=int(record["pop_output"]),
         pop_limbs=Limbs(*(int(v) for v in record["pop_limbs"])),
-        secrets={name: blobs[blob] for name, blob in record["secrets"].items()},
+        restore=restore,
         format=formats.create(record["format"], blobs),
     )
 

@@ -17,7 +17,6 @@ from enclave.formats import Activation, Float
 from enclave.link import Accelerator
 from enclave.masks import MaskSet, Pair
 from enclave.program import Layer
-from enclave.schemes.base import Lookup
 from enclave.trace import Trace
 from shadownet.wire.errors import InputError
 
@@ -34,13 +33,12 @@ class Patch:
 
 
 class Stretch:
-    """``layers`` in order with their ``lookups``; ``shapes`` are (input, output) by layer number; ``later`` are the
+    """``layers`` in order; ``shapes`` are (input, output) by layer number; ``later`` are the
     tensors that somebody reads afterwards."""
 
     def __init__(
-        self, layers: list[Layer], lookups: list[Lookup], shapes: list[tuple[Shape, Shape]], later: set[int],
-        link: Accelerator,
-    ) -> None:  # fmt: skip
+        self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], link: Accelerator
+    ) -> None:
         self.layers, self._link, self._shapes = layers, link, shapes
         self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
         self.streamed_push: set[int] = set()  # and of these their push half in the C loop's; pop halves all are
@@ -49,26 +47,26 @@ class Stretch:
         self._outside: list[tuple[int, str, int]] = []  # (step, field, tensor) of tensors made elsewhere
         self._masks = {name: Patch() for name in ("send_push", "push", "pop")}
         self._steps = np.zeros(0, native.STEP)
-        self._compile(lookups, later)
+        self._compile(later)
         self.outputs = {t: array for t, array in self._stored.items() if t in later}
         width = max(max(shapes[layer.number][1][-1] for layer in layers), 16)
         self._row, self._zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
 
-    def _compile(self, lookups: list[Lookup], later: set[int]) -> None:
+    def _compile(self, later: set[int]) -> None:
         steps: list[dict[str, Any]] = []
         readers = self._readers()
         free: dict[int, list[Array]] = {}
         sent = False  # whether the layer at hand finds its input in place
-        for position, (layer, lookup) in enumerate(zip(self.layers, lookups, strict=True)):
+        for position, layer in enumerate(self.layers):
             if not sent:
-                self._send(steps, layer, lookup)
+                self._send(steps, layer)
             following = self.layers[position + 1] if position + 1 < len(self.layers) else None
             chained = following is not None and following.input == layer.output
             private = layer.output in later or readers.get(layer.output, []) != ([position + 1] if chained else [])
-            order = lookups[position + 1].order if chained else None
+            order = following.restore.order if following is not None and chained else None
             if order is not None and (private or layer.format.residual >= 0):
                 chained, private = False, True  # the next layer takes its channels from the stored result
-            self._finish(steps, layer, lookup, following if chained else None, None if private else order)
+            self._finish(steps, layer, following if chained else None, None if private else order)
             if private:
                 self._store(steps, layer, free)
             sent = chained
@@ -97,13 +95,13 @@ class Stretch:
         self._keep.append(array)
         steps[-1]["result"] = native.address(array)
 
-    def _send(self, steps: list[dict[str, Any]], layer: Layer, lookup: Lookup) -> None:
+    def _send(self, steps: list[dict[str, Any]], layer: Layer) -> None:
         shape = self._shapes[layer.number][0]
         step = {
             "kind": native.SEND,
             "send_rows": int(np.prod(shape[:-1])),
             "send_n": shape[-1],
-            "order": self._pointer(lookup.order),
+            "order": self._pointer(layer.restore.order),
             "target": native.address(self._link.input(layer.number)),
         }
         self._refer(step, len(steps), "source", layer.input)
@@ -111,16 +109,14 @@ class Stretch:
             self._patch("send_push", len(steps), layer)
         steps.append(step)
 
-    def _finish(
-        self, steps: list[dict[str, Any]], layer: Layer, lookup: Lookup, following: Layer | None, order: Array | None
-    ) -> None:
+    def _finish(self, steps: list[dict[str, Any]], layer: Layer, following: Layer | None, order: Array | None) -> None:
         """One layer; ``order`` permutes its channels into those that ``following`` wants to be sent."""
         format_ = layer.format
         assert isinstance(format_, Float)
         shape, slots = self._shapes[layer.number][1], layer.slots
 
         def arranged(vector: Array | None) -> int:
-            return self._pointer(vector if order is None or vector is None else vector[order])
+            return self._pointer(vector if order is None or vector is None else vector[..., order])
 
         step = {
             "kind": native.FINISH,
@@ -130,9 +126,9 @@ class Stretch:
             "n": shape[-1],
             "answer": native.address(self._link.output(layer.number)),
             "copy": native.address(self._link.private),
-            "real": arranged(lookup.real),
-            "mask": arranged(lookup.mask),
-            "scale": arranged(lookup.scale),
+            "terms": layer.restore.slot.shape[0],
+            "slot": arranged(layer.restore.slot),
+            "coefficient": arranged(layer.restore.coefficient),
             "bias": arranged(format_.bias),
             "first": _activation(format_.first),
             "gain": arranged(format_.gain),

@@ -65,7 +65,6 @@ class Lowering:
         trusted = content if not everything else self._trusted.finish() if has_trusted else b""
         self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
         program = {
-            "scheme": self._scheme.name,
             "entries": entries,
             "layers": self._layers,
             "signatures": [
@@ -103,7 +102,9 @@ class Lowering:
                 "pop_output": pop_output,
                 "pop_limbs": [groups, *pop_limbs],
                 "format": self._format(name, values) | self._epilogue(name, lin),
-                "secrets": {key: self._blob(f"{name}.secret.{key}", value) for key, value in hidden.secrets.items()},
+                "restore": {
+                    key: self._blob(f"{name}.restore.{key}", value) for key, value in hidden.restore.to_blobs().items()
+                },
             }
         )
         self._described.append(

@@ -261,8 +261,8 @@ def protected(case: Case, lin: LinearOp, scheme: Scheme, ratio: float, rng: Rng)
     rms = float(np.sqrt(np.mean(np.square(case.x))))
     push = rng.normal(scheme.mask.sigma(rms), case.x.shape)
     pop = on_accelerator(lin, rows, push)
-    answer = on_accelerator(lin, hidden.rows, scheme.shuffle(hidden.secrets, case.x + push))
-    y = np.array(scheme.restore(hidden.secrets, answer) - pop)
+    answer = on_accelerator(lin, hidden.rows, hidden.restore.shuffle(case.x + push))
+    y = hidden.restore.apply(answer) - pop
     return finished(case, lin, y), tolerance(case, lin, hidden, push)
 
 
@@ -285,9 +285,9 @@ def tolerance(case: Case, lin: LinearOp, hidden: Any, push: Array) -> Array:
     as much as the output itself, which is more by orders of magnitude.
     """
     rows = np.abs(lin.rows(case.weights))
-    if "mask" in hidden.secrets:
+    if hidden.restore.slot.shape[0] == 2:
         public = hidden.rows.reshape(-1, rows.shape[-1])
-        rows = rows + np.abs(public[hidden.secrets["mask"]]).reshape(rows.shape)
+        rows = rows + np.abs(public[hidden.restore.slot[1]]).reshape(rows.shape)
     magnitude = case.linear(np.abs(case.x) + np.abs(push), layout(lin, rows))
     bias = 0.0 if case.bias is None else np.abs(case.bias)
     return (rows.shape[-1] + 16) * 2.0**-23 * (magnitude + bias) + np.finfo(np.float32).tiny
@@ -376,7 +376,8 @@ def test_public_rows_are_the_papers_equation_and_the_masks_in_the_clear(scheme: 
     hidden = scheme.obfuscate(weights, 1.5, SeededRng(1))
     assert hidden.rows.shape == (groups, 15, 12)
     public = hidden.rows.reshape(-1, 12).astype(np.float64)
-    real, mask, scale = (hidden.secrets[name] for name in ("real", "mask", "scale"))
+    (real, mask), (scale, ones) = hidden.restore.slot, hidden.restore.coefficient
+    assert (ones == 1).all()
     w = weights.rows.reshape(-1, 12).astype(np.float64)
     f = public[mask]  # a mask filter stands, as it is, in the slot that the secret names
     np.testing.assert_allclose(public[real], (w - f) / scale[:, None].astype(np.float64), rtol=1e-6, atol=1e-6)
@@ -389,7 +390,7 @@ def test_public_rows_are_the_papers_equation_and_the_masks_in_the_clear(scheme: 
 @pytest.mark.parametrize("scheme", [PAPER, ARTIFACT], ids=lambda s: s.name)
 def test_every_filter_has_a_slot_of_its_own_and_the_order_is_secret(scheme: Scheme) -> None:
     weights = layer(n=40)
-    slots = [scheme.obfuscate(weights, 1.2, Rng()).secrets["real"] for _ in range(2)]
+    slots = [scheme.obfuscate(weights, 1.2, Rng()).restore.slot[0] for _ in range(2)]
     for real in slots:
         assert len(set(real)) == 40 and real.min() >= 0 and real.max() < 48
         assert not np.array_equal(real, np.sort(real)), "the filters are in their natural order"
@@ -402,24 +403,25 @@ def test_secrets_and_public_rows_differ_between_runs(scheme: Scheme, depthwise: 
     weights = layer(40, 1, depthwise=True) if depthwise else layer(n=40)
     first, second = (scheme.obfuscate(weights, 1.2, Rng()) for _ in range(2))
     assert not np.array_equal(first.rows, second.rows)
-    for name in first.secrets:
-        if name != "scale" or scheme is PAPER:  # the artifact has no scalars
-            assert not np.array_equal(first.secrets[name], second.secrets[name]), name
+    ours, theirs = first.restore.to_blobs(), second.restore.to_blobs()
+    for name, value in ours.items():
+        if name != "coefficient" or scheme is PAPER:  # the artifact has no scalars
+            assert not np.array_equal(value, theirs[name]), name
 
 
 def test_scalars_are_those_of_the_variant() -> None:
-    paper = PAPER.obfuscate(layer(n=400), 1.2, SeededRng(0)).secrets["scale"]
+    paper = PAPER.obfuscate(layer(n=400), 1.2, SeededRng(0)).restore.coefficient[0]
     assert paper.min() >= 1 / 16 and paper.max() <= 1 and len(np.unique(paper)) > 390
     # Uniform on (1/16, 1): mean 0.531, deviation 0.271; the mean of 400 deviates by 0.0135.
     assert abs(paper.mean() - 17 / 32) < 5 * 0.0135
-    assert (ARTIFACT.obfuscate(layer(n=40), 1.2, SeededRng(0)).secrets["scale"] == 1).all()
+    assert (ARTIFACT.obfuscate(layer(n=40), 1.2, SeededRng(0)).restore.coefficient == 1).all()
 
 
 def test_mask_filters_have_the_deviation_of_the_variant() -> None:
     weights = layer(n=300, depth=50)
     for scheme, sigma in ((PAPER, float(weights.rows.std())), (ARTIFACT, 1.0)):
         hidden = scheme.obfuscate(weights, 2.0, SeededRng(0))
-        masks = np.delete(hidden.rows[0], hidden.secrets["real"], axis=0)
+        masks = np.delete(hidden.rows[0], hidden.restore.slot[0], axis=0)
         assert masks.shape == (300, 50)
         assert masks.std() == pytest.approx(sigma, rel=0.03)  # 15,000 samples: 0.6 % is one deviation
         assert abs(masks.mean()) < 5 * sigma / math.sqrt(masks.size)
@@ -427,7 +429,7 @@ def test_mask_filters_have_the_deviation_of_the_variant() -> None:
 
 def test_all_mask_filters_are_used() -> None:
     hidden = PAPER.obfuscate(layer(n=200), 1.1, SeededRng(0))
-    assert len(np.unique(hidden.secrets["mask"])) == 20  # 200 draws over 20: one left out has chance 7e-4
+    assert len(np.unique(hidden.restore.slot[1])) == 20  # 200 draws over 20: one left out has chance 7e-4
 
 
 @pytest.mark.parametrize(
@@ -443,23 +445,22 @@ def test_filters_are_the_ceiling_of_r_times_n(n: int, ratio: float, filters: int
 def test_without_mask_filters_rows_are_permuted_and_scaled() -> None:
     weights = layer(n=7)
     hidden = PAPER.obfuscate(weights, 1.0, SeededRng(0))
-    assert "mask" not in hidden.secrets
-    scale = hidden.secrets["scale"][:, None]
-    np.testing.assert_allclose(hidden.rows[0][hidden.secrets["real"]] * scale, weights.rows[0], rtol=1e-6)
+    (real,), (scale,) = hidden.restore.slot, hidden.restore.coefficient
+    np.testing.assert_allclose(hidden.rows[0][real] * scale[:, None], weights.rows[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("scheme", [PAPER, ARTIFACT], ids=lambda s: s.name)
 def test_depthwise_layers_have_no_mask_filters_but_a_channel_order(scheme: Scheme) -> None:
     weights = layer(16, 3, 9, depthwise=True)
     hidden = scheme.obfuscate(weights, 1.7, SeededRng(0))
-    assert hidden.rows.shape == (16, 3, 9) and "mask" not in hidden.secrets
-    order, real, scale = (hidden.secrets[name] for name in ("order", "real", "scale"))
+    assert hidden.rows.shape == (16, 3, 9)
+    order, (real,), (scale,) = hidden.restore.order, hidden.restore.slot, hidden.restore.coefficient
     assert sorted(order) == list(range(16)) and list(order) != list(range(16))
     assert sorted(real) == list(range(48))
     restored = hidden.rows.reshape(48, 9)[real] * scale[:, None]
     np.testing.assert_allclose(restored, weights.rows.reshape(48, 9), rtol=1e-6)
     # The channel that arrives at a group is the one that the group's weights are for.
-    np.testing.assert_array_equal(scheme.shuffle(hidden.secrets, np.arange(16)[None])[0], order)
+    np.testing.assert_array_equal(hidden.restore.shuffle(np.arange(16)[None])[0], order)
     assert set(real.reshape(16, 3)[order[5]] // 3) == {5}
 
 
@@ -467,9 +468,9 @@ def test_only_the_artifact_keeps_the_last_dense_layer() -> None:
     weights = layer(last_dense=True)
     kept = ARTIFACT.obfuscate(weights, 1.2, SeededRng(0))
     np.testing.assert_array_equal(kept.rows, weights.rows)
-    assert not kept.secrets
+    assert kept.restore.order is None
     answer = np.ones((2, 10), np.float32)
-    np.testing.assert_array_equal(ARTIFACT.restore(kept.secrets, answer), answer)
+    np.testing.assert_array_equal(kept.restore.apply(answer), answer)
     assert PAPER.obfuscate(weights, 1.2, SeededRng(0)).rows.shape == (1, 12, 12)
     assert ARTIFACT.obfuscate(layer(), 1.2, SeededRng(0)).rows.shape == (1, 12, 12)
 
@@ -480,12 +481,12 @@ def test_integer_layers_keep_integers_and_restore_exactly(scheme: Scheme, depthw
     weights = layer(12, 2, 9, integer=True, depthwise=True) if depthwise else layer(n=20, depth=30, integer=True)
     hidden = scheme.obfuscate(weights, 1.2, SeededRng(0))
     np.testing.assert_array_equal(hidden.rows, np.rint(hidden.rows))
-    assert set(np.unique(hidden.secrets["scale"])) <= {-1.0, 1.0}
+    assert set(np.unique(hidden.restore.coefficient)) <= {-1.0, 1.0}
     assert hidden.rows.any(axis=-1).all(), "a mask filter of an integer layer was rounded to nothing"
     if depthwise:
         return
     x = np.random.default_rng(1).integers(-128, 128, (4, 30)).astype(np.float32)
-    got = scheme.restore(hidden.secrets, x @ hidden.rows[0].T)  # all sums below 2^24: float32 is exact
+    got = hidden.restore.apply(x @ hidden.rows[0].T)  # all sums below 2^24: float32 is exact
     np.testing.assert_array_equal(got, x @ weights.rows[0].T)
 
 
@@ -495,7 +496,7 @@ def test_obfuscating_and_restoring_leaves_its_inputs_alone() -> None:
     hidden = PAPER.obfuscate(weights, 1.2, SeededRng(0))
     np.testing.assert_array_equal(weights.rows, before)
     answer = np.ones((2, 12), np.float32)
-    PAPER.restore(hidden.secrets, answer)
+    hidden.restore.apply(answer)
     np.testing.assert_array_equal(answer, np.ones((2, 12), np.float32))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from enclave.restore import Restore
 from enclave.rng import Rng
 
 Array = np.ndarray[Any, Any]
@@ -29,10 +30,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Obfuscated:
-    """A scheme's answer. ``rows`` are float32 [groups, M, d], public; ``secrets`` are arrays that get sealed."""
+    """A scheme's answer. ``rows`` are float32 [groups, M, d], public; ``restore`` undoes them and gets sealed."""
 
     rows: Array
-    secrets: dict[str, Array] = field(default_factory=dict)
+    restore: Restore
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,6 @@ class MaskRule:
         return self.absolute if self.absolute else self.relative * rms
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """Restoring as a lookup, which the C loop can run: y[i] = scale[i] * Y[real[i]] + Y[mask[i]].
-
-    ``order`` is the order in which input channels are sent, None for the natural one; ``mask`` may be None.
-    """
-
-    real: Array
-    scale: Array
-    mask: Array | None
-    order: Array | None
-
-
 class Scheme(Protocol):
     """One published (or our own) way to split the work. A scheme is one module; see enclave/schemes/__init__.py."""
 
@@ -76,16 +64,4 @@ class Scheme(Protocol):
 
     def obfuscate(self, layer: LayerWeights, ratio: float, rng: Rng) -> Obfuscated:
         """Hide a layer's weights. ``ratio`` is the obfuscation ratio r, M = ceil(r * n)."""
-        ...
-
-    def shuffle(self, secrets: dict[str, Array], x: Array) -> Array:
-        """Reorder the (already masked) input [..., channels] as the accelerator's weights expect it."""
-        ...
-
-    def restore(self, secrets: dict[str, Array], y: Array) -> Array:
-        """Recover the true linear result [..., n] from the accelerator's answer [..., groups * M]."""
-        ...
-
-    def lookup(self, secrets: dict[str, Array], n: int) -> Lookup | None:
-        """``shuffle`` and ``restore`` in the form that the C loop runs, or None if they have none."""
         ...

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from enclave.restore import Restore
 from enclave.rng import Rng
-from enclave.schemes.base import Array, LayerWeights, Lookup, MaskRule, Obfuscated
+from enclave.schemes.base import Array, LayerWeights, MaskRule, Obfuscated
 
 PROTECTS = ("weights against an accelerator that only looks for the model file",)
 LEAKS = (
@@ -46,7 +47,7 @@ class ShadowNet:
 
     def obfuscate(self, layer: LayerWeights, ratio: float, rng: Rng) -> Obfuscated:
         if layer.last_dense and self.keeps_last_dense:
-            return Obfuscated(layer.rows)
+            return Obfuscated(layer.rows, Restore.natural(layer.rows.shape[0] * layer.rows.shape[1]))
         if layer.depthwise:
             return self._depthwise(layer, rng)
         groups, n, d = layer.rows.shape
@@ -64,13 +65,13 @@ class ShadowNet:
                 mask[g] = order[n + chosen] + g * total
             else:
                 hidden = layer.rows[g]
-                mask[g] = -1
             public[g, order[:n]] = hidden / scale[g][:, None]
             public[g, order[n:]] = masks
-        secrets = {"real": real.ravel(), "scale": scale.ravel().astype(np.float32)}
-        if total > n:
-            secrets["mask"] = mask.ravel()
-        return Obfuscated(public, secrets)
+        scales = scale.ravel().astype(np.float32)
+        if total == n:
+            return Obfuscated(public, Restore(real.reshape(1, -1), scales[None]))
+        slots_ = np.stack([real.ravel(), mask.ravel()])
+        return Obfuscated(public, Restore(slots_, np.stack([scales, np.ones_like(scales)])))
 
     def _depthwise(self, layer: LayerWeights, rng: Rng) -> Obfuscated:
         channels, multiplier, _ = layer.rows.shape
@@ -79,14 +80,10 @@ class ShadowNet:
         public = (layer.rows / scale[..., None])[order].astype(np.float32)
         slot_of = np.argsort(order)  # channel c went to this slot
         real = slot_of[:, None] * multiplier + np.arange(multiplier)
-        return Obfuscated(
-            public,
-            {
-                "order": order.astype(np.int32),
-                "real": real.ravel().astype(np.int32),
-                "scale": scale.ravel().astype(np.float32),
-            },
+        restore = Restore(
+            real.ravel().astype(np.int32)[None], scale.ravel().astype(np.float32)[None], order.astype(np.int32)
         )
+        return Obfuscated(public, restore)
 
     def _mask_filters(self, rows: Array, count: int, integer: bool, rng: Rng) -> Array:
         sigma = float(rows.std()) if self.matched or integer else 1.0
@@ -100,23 +97,6 @@ class ShadowNet:
             return rng.signs(count)
         # Rounded to float32 before it divides, so that restoring multiplies by exactly what was divided by.
         return rng.uniform(self.smallest_scalar, 1.0, (count,)).astype(np.float32).astype(np.float64)
-
-    def shuffle(self, secrets: dict[str, Array], x: Array) -> Array:
-        return x[..., secrets["order"]] if "order" in secrets else x
-
-    def restore(self, secrets: dict[str, Array], y: Array) -> Array:
-        if "real" not in secrets:
-            return y
-        out = np.take(y, secrets["real"], axis=-1)
-        out *= secrets["scale"]
-        if "mask" in secrets:
-            out += np.take(y, secrets["mask"], axis=-1)
-        return out
-
-    def lookup(self, secrets: dict[str, Array], n: int) -> Lookup | None:
-        real = secrets.get("real", np.arange(n, dtype=np.int32))
-        scale = secrets.get("scale", np.ones(n, np.float32))
-        return Lookup(real, scale, secrets.get("mask"), secrets.get("order"))
 
 
 def slots(n: int, ratio: float) -> int:
