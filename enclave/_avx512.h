@@ -67,7 +67,7 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
  *
  * Masks are used once, so they come from memory: enclave/native.py lays them out in the order in which this reads
  * them, [block][16 columns][row][column], one straight stream. */
-AVX512 static void finish_blocks(const Finish *f, int64_t blocks) {
+AVX512 static void finish_blocks(const Finish *f, int64_t blocks, const float *pop, const float *push) {
     const int64_t n = f->n;
     for (int64_t b = 0; b < blocks; b++) {
         const float *y = f->copy + b * 16 * f->slots;
@@ -99,13 +99,13 @@ AVX512 static void finish_blocks(const Finish *f, int64_t blocks) {
             UNROLL for (int r = 0; r < 16; r++) {
                 const int64_t at = (b * 16 + r) * n + i, streamed = (b * n + i) * 16 + r * width;
                 __m512 t = _mm512_add_ps(v[r], bias);
-                if (f->pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, f->pop + streamed));
+                if (pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, pop + streamed));
                 t = activate16(t, f->first);
                 if (f->gain) t = _mm512_fmadd_ps(t, gain, shift);
                 if (f->residual) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->residual + at));
                 t = activate16(t, f->second);
                 if (f->result) _mm512_mask_storeu_ps(f->result + at, some, t);
-                if (f->push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->push + streamed));
+                if (push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, push + streamed));
                 if (f->send) _mm512_mask_storeu_ps(f->send + at, some, t);
             }
         }

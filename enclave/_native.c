@@ -47,21 +47,21 @@ typedef struct {
     const int32_t *slot;          /* [terms, n] */
     const float *coefficient;     /* [terms, n] */
     const float *bias;            /* [n] or NULL */
-    const float *pop;             /* [rows, n] or NULL */
+    int64_t pop;                  /* [rows, n]: byte offset into the masks, -1 for none */
     Activation first;
     const float *gain, *shift;    /* [n], after the first activation; may be NULL */
     const float *residual;        /* [rows, n] or NULL */
     Activation second;
     float *result;                /* private [rows, n], or NULL when only the next layer needs it */
     float *send;                  /* shared [rows, n]: the next layer's input, or NULL */
-    const float *push;            /* [rows, n] added to what is sent, or NULL */
+    int64_t push;                 /* [rows, n] added to what is sent: byte offset into the masks, -1 for none */
 } Finish;
 
 typedef struct {
     int64_t rows, n;
     const float *source;  /* private [rows, n] */
     const int32_t *order; /* [n] or NULL */
-    const float *push;    /* [rows, n] or NULL, in the order in which it is sent */
+    int64_t push;         /* [rows, n] in the order in which it is sent: byte offset into the masks, -1 for none */
     float *target;        /* shared [rows, n] */
 } Send;
 
@@ -70,6 +70,10 @@ typedef struct {
     Send send;
     Finish finish;
 } Step;
+
+static const float *at(const char *masks, int64_t offset) {
+    return offset < 0 ? 0 : (const float *)(masks + offset);
+}
 
 #include "_avx512.h"
 
@@ -197,11 +201,12 @@ static inline __attribute__((always_inline)) void restore_row(const Finish *f, c
 }
 
 /* Restore, unmask, finish and mask again, row by row from row `first` on; `row` and `zeros` hold n floats. */
-CLONES static void finish_rows(const Finish *f, int64_t first, float *row, const float *zeros) {
+CLONES static void finish_rows(const Finish *f, int64_t first, float *row, const float *zeros, const float *pop,
+                               const float *push) {
     const int64_t n = f->n;
     for (int64_t r = first; r < f->rows; r++) {
         float *t = f->result ? f->result + r * n : row;
-        restore_row(f, f->copy + r * f->slots, f->bias ? f->bias : zeros, f->pop ? f->pop + r * n : zeros, t);
+        restore_row(f, f->copy + r * f->slots, f->bias ? f->bias : zeros, pop ? pop + r * n : zeros, t);
         activate_row(t, f->first, n);
         if (f->gain)
             for (int64_t i = 0; i < n; i++) t[i] = t[i] * f->gain[i] + f->shift[i];
@@ -210,8 +215,8 @@ CLONES static void finish_rows(const Finish *f, int64_t first, float *row, const
             for (int64_t i = 0; i < n; i++) t[i] += other[i];
         }
         activate_row(t, f->second, n);
-        if (f->send && f->push)
-            add_row(f->send + r * n, t, f->push + r * n, n);
+        if (f->send && push)
+            add_row(f->send + r * n, t, push + r * n, n);
         else if (f->send)
             memcpy(f->send + r * n, t, (size_t)n * sizeof *t);
     }
@@ -229,9 +234,10 @@ static int have_avx512(void) {
 /* Positions per block in which masks must be laid out; 1 is the plain layout. */
 int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 
-static int run_layer(Link *link, const Finish *f, float *row, const float *zeros) {
+static int run_layer(Link *link, const Finish *f, float *row, const float *zeros, const char *masks) {
     const int64_t size = f->rows * f->n;
-    const int outcome = call(link, f->layer, stream(f->pop, size), stream(f->push, size));
+    const float *pop = at(masks, f->pop), *push = at(masks, f->push);
+    const int outcome = call(link, f->layer, stream(pop, size), stream(push, size));
     if (outcome != OK) return outcome;
     const int64_t start = now_ns();
     const int64_t blocks = have_avx512() ? f->rows / 16 : 0, rest = blocks * 16;
@@ -242,18 +248,18 @@ static int run_layer(Link *link, const Finish *f, float *row, const float *zeros
     if (!finite) return NOT_FINITE;
     const int64_t middle = now_ns();
 #if HAVE_AVX512
-    if (blocks) finish_blocks(f, blocks);
+    if (blocks) finish_blocks(f, blocks, pop, push);
 #endif
-    finish_rows(f, rest, row, zeros);
+    finish_rows(f, rest, row, zeros, pop, push);
     link->reading_ns += middle - start;
     link->finishing_ns += now_ns() - middle;
     return OK;
 }
 
 /* Mask a private tensor into a layer's shared input. */
-CLONES static void send_rows(const Send *s) {
+CLONES static void send_rows(const Send *s, const float *mask) {
     for (int64_t r = 0; r < s->rows; r++) {
-        const float *x = s->source + r * s->n, *push = s->push ? s->push + r * s->n : 0;
+        const float *x = s->source + r * s->n, *push = mask ? mask + r * s->n : 0;
         float *out = s->target + r * s->n;
         if (s->order)
             for (int64_t i = 0; i < s->n; i++) out[i] = x[s->order[i]] + (push ? push[i] : 0);
@@ -264,16 +270,17 @@ CLONES static void send_rows(const Send *s) {
     }
 }
 
-/* Run steps in order. Returns OK, or an outcome and in `failed` the index of the step at which it came up. */
-int sn_run(Link *link, const Step *steps, int64_t count, float *row, const float *zeros, int64_t *failed) {
+/* Run steps in order with one set of masks. Returns OK, or an outcome and in `failed` the index of the step at which it came up. */
+int sn_run(Link *link, const Step *steps, int64_t count, float *row, const float *zeros, const char *masks,
+           int64_t *failed) {
     for (int64_t k = 0; k < count; k++) {
         if (steps[k].kind == SEND) {
             const int64_t start = now_ns();
-            send_rows(&steps[k].send);
+            send_rows(&steps[k].send, at(masks, steps[k].send.push));
             link->sending_ns += now_ns() - start;
             continue;
         }
-        const int outcome = run_layer(link, &steps[k].finish, row, zeros);
+        const int outcome = run_layer(link, &steps[k].finish, row, zeros, masks);
         if (outcome != OK) {
             *failed = k;
             return outcome;

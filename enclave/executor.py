@@ -146,7 +146,7 @@ class Executor:
         entry = self.program.entries[self._entry]
         tensors = dict(entry.constants)
         for spec, value in zip(entry.inputs, inputs, strict=True):
-            if value.dtype.kind in "fc" and not np.isfinite(value).all():
+            if value.dtype.kind in "fc" and not _finite(value):
                 raise InputError(f"input {spec.name!r} holds values that are not finite")
             tensors[spec.index] = value
         masks = self.masks.take()
@@ -162,6 +162,7 @@ class Executor:
                 self.trace.add(action.name, "enclave", began)
             for t in dead:
                 tensors.pop(t, None)
+        self.masks.recycle(masks)
         self.seconds += time.perf_counter() - start
         return [tensors[spec.index] for spec in entry.outputs]
 
@@ -208,6 +209,12 @@ class Executor:
     def _runtime(self) -> TrustedModel:
         assert self._trusted is not None
         return self._trusted
+
+
+def _finite(value: Array) -> bool:
+    """Whether all of it is; one sum tells in most cases, and only a sum that is not finite needs the longer look."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(value.sum()) or np.isfinite(value).all())
 
 
 def _broadcast(shape: Shape, residual: Shape | None) -> Shape:

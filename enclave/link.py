@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,19 @@ from shadownet.wire.errors import IntegrityError, WorkerError
 Array = np.ndarray[Any, Any]
 PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds")
 OPEN_DEADLINE_S = 300.0  # compiling a large model for a GPU takes a while
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of the C loop, what crosses when they run, and the loop's scratch memory (and its addresses)."""
+
+    steps: Array
+    crossings: int
+    bytes_out: int
+    bytes_in: int
+    memory: tuple[Array, ...]
+    row: int
+    zeros: int
 
 
 class Accelerator:
@@ -82,24 +96,44 @@ class Accelerator:
         """The shared view of a layer's answer. Untrusted, and to be read once: through :meth:`read`."""
         return self._views[layer][1]
 
-    def run(self, steps: Array, row: Array, zeros: Array, trace: Trace) -> None:
-        """Run steps of the C loop (``enclave.native.STEP``). Raises as :meth:`call` and :meth:`read` do."""
-        run, link, failed = native.load(), self._native, ctypes.c_int64(0)
+    def plan(self, steps: Array, width: int) -> Plan:
+        """Make ready steps of the C loop (``enclave.native.STEP``), whose rows have at most ``width`` columns."""
+        layers = [int(layer) for layer in steps["layer"][steps["kind"] == native.FINISH]]
+        sent, received = (sum(self._views[layer][side].nbytes for layer in layers) for side in (0, 1))
+        row, zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
+        return Plan(steps, len(layers), sent, received, (row, zeros), *map(native.address, (row, zeros)))
+
+    def run(self, plan: Plan, masks: int, trace: Trace) -> None:
+        """Run a plan with the masks at address ``masks``. Raises as :meth:`call` and :meth:`read` do."""
+        link = self._native
         link.sequence, waited = self._caller.sequence, link.waiting_ns
-        at, count = native.address(steps), 1 if trace.enabled else len(steps)
-        for first in range(0, len(steps), count):
-            start = time.perf_counter()
-            pointer = at + first * steps.itemsize
-            code = run(link, pointer, count, native.address(row), native.address(zeros), failed)
-            if code:
-                self._caller.sequence = link.sequence
-                self._refuse(native.OUTCOMES[code], self._names[int(steps["layer"][first + failed.value])])
-            if trace.enabled and steps["kind"][first] == native.FINISH:
-                trace.add(self._names[int(steps["layer"][first])], "enclave", start)
+        at = plan.steps.ctypes.data
+        if trace.enabled:
+            for k in range(len(plan.steps)):
+                self._traced(plan, k, at + k * plan.steps.itemsize, masks, trace)
+        else:
+            self._run(plan, 0, at, len(plan.steps), masks)
         self._caller.sequence = link.sequence
         self.seconds += (link.waiting_ns - waited) * 1e-9
-        for layer in steps["layer"][steps["kind"] == native.FINISH]:
-            self._count(int(layer))
+        self.crossings += plan.crossings
+        self.bytes_out += plan.bytes_out
+        self.bytes_in += plan.bytes_in
+
+    def _run(self, plan: Plan, first: int, at: int, count: int, masks: int) -> None:
+        failed = ctypes.c_int64(0)
+        code = native.load()(self._native, at, count, plan.row, plan.zeros, masks, failed)
+        if code:
+            self._caller.sequence = self._native.sequence
+            self._refuse(native.OUTCOMES[code], self._names[int(plan.steps["layer"][first + failed.value])])
+
+    def _traced(self, plan: Plan, step: int, at: int, masks: int, trace: Trace) -> None:
+        start, waited = time.perf_counter(), self._native.waiting_ns
+        self._run(plan, step, at, 1, masks)
+        name, layer = "mask and send", int(plan.steps["layer"][step])
+        if plan.steps["kind"][step] == native.FINISH:
+            name, sent = self._names[layer], self._views[layer][0].nbytes
+            trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
+        trace.add(name, "enclave", start)
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""

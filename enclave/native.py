@@ -20,15 +20,16 @@ OUTCOMES = ("ok", "gone", "late", "failed", "wrong", "not finite")
 COUNTERS = ("waiting_ns", "reading_ns", "finishing_ns", "sending_ns")
 
 _ACTIVATION = [("kind", "i8"), ("low", "f4"), ("high", "f4")]
-# The structures of _native.c; every field has 8 bytes but the two floats of an activation.
+# The structures of _native.c; every field has 8 bytes but the two floats of an activation. Masks (send_push, pop, push)
+# are byte offsets into the set of an inference, -1 for none; the other u8 are addresses.
 STEP = np.dtype(
     [
         ("kind", "i8"),
-        ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "u8"), ("target", "u8"),
+        ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
-        ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "u8"), ("first", _ACTIVATION),
+        ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
-        ("send", "u8"), ("push", "u8"),
+        ("send", "u8"), ("push", "i8"),
     ]
 )  # fmt: skip
 
@@ -63,7 +64,7 @@ def load() -> Any:
         return None
     run = library.sn_run
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    run.argtypes = (ctypes.POINTER(Link), pointer, count, pointer, pointer, ctypes.POINTER(count))
+    run.argtypes = (ctypes.POINTER(Link), pointer, count, pointer, pointer, pointer, ctypes.POINTER(count))
     run.restype = ctypes.c_int
     return run
 

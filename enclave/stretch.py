@@ -15,7 +15,7 @@ import numpy as np
 from enclave import native
 from enclave.formats import Activation, Float
 from enclave.link import Accelerator
-from enclave.masks import MaskSet, Pair
+from enclave.masks import Layout, MaskSet, Pair
 from enclave.program import Layer
 from enclave.trace import Trace
 from shadownet.wire.errors import InputError
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Patch:
-    """A pointer that changes with every inference: ``steps[field][rows]`` from masks of ``layers``."""
+    """Offsets that the layout of the masks tells: ``steps[field][rows]`` are masks of ``layers``."""
 
     rows: list[int] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
@@ -46,11 +46,11 @@ class Stretch:
         self._stored: dict[int, Array] = {}
         self._outside: list[tuple[int, str, int]] = []  # (step, field, tensor) of tensors made elsewhere
         self._masks = {name: Patch() for name in ("send_push", "push", "pop")}
-        self._steps = np.zeros(0, native.STEP)
+        self._layout: Layout | None = None
         self._compile(later)
         self.outputs = {t: array for t, array in self._stored.items() if t in later}
         width = max(max(shapes[layer.number][1][-1] for layer in layers), 16)
-        self._row, self._zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
+        self._plan = link.plan(self._steps, width)
 
     def _compile(self, later: set[int]) -> None:
         steps: list[dict[str, Any]] = []
@@ -74,6 +74,8 @@ class Stretch:
                 if where[-1] == position and t in self._stored and t not in later:
                     free.setdefault(self._stored[t].nbytes, []).append(self._stored[t])
         self._steps = np.zeros(len(steps), native.STEP)
+        for field_ in self._masks:
+            self._steps[field_] = -1
         for i, step in enumerate(steps):
             for name, value in step.items():
                 self._steps[name][i] = value
@@ -172,6 +174,11 @@ class Stretch:
         streamed = native.in_stream_order(push) if number in self.streamed_push else push
         return streamed, native.in_stream_order(np.ascontiguousarray(pop))
 
+    def _place(self, layout: Layout) -> None:
+        for name, patch in self._masks.items():
+            self._steps[name][patch.rows] = (layout.pop_at if name == "pop" else layout.push_at)[patch.layers]
+        self._layout = layout
+
     def run(self, tensors: dict[int, Array], masks: MaskSet, trace: Trace) -> None:
         """Run all layers; results that are read later are put into ``tensors``. Raises as ``Accelerator.call``."""
         steps, alive = self._steps, []
@@ -181,11 +188,10 @@ class Stretch:
             if array.size != steps[rows][row] * steps[width][row]:
                 raise InputError("a tensor has another size than when the shapes were fixed")
             alive.append(array)
-            steps[name][row] = native.address(array)
-        for name, patch in self._masks.items():
-            if patch.rows:
-                steps[name][patch.rows] = (masks.pop_at if name == "pop" else masks.push_at)[patch.layers]
-        self._link.run(steps, self._row, self._zeros, trace)
+            steps[name][row] = array.ctypes.data
+        if self._layout is not masks.layout:
+            self._place(masks.layout)
+        self._link.run(self._plan, masks.address, trace)
         tensors.update(self.outputs)
 
 

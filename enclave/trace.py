@@ -15,11 +15,12 @@ class Trace:
         self.enabled = enabled
         self._events: list[dict[str, Any]] = []
 
-    def add(self, name: str, where: str, start: float, **counters: int) -> None:
-        """Record that ``name`` ran from ``start`` (``time.perf_counter``) until now."""
+    def add(self, name: str, where: str, start: float, seconds: float | None = None, **counters: int) -> None:
+        """Record that ``name`` ran from ``start`` (``time.perf_counter``) for ``seconds``, or until now."""
         if self.enabled and len(self._events) < _MAX_EVENTS:
-            now = time.perf_counter()
-            event = {"name": name, "ph": "X", "pid": where, "tid": 0, "ts": start * 1e6, "dur": (now - start) * 1e6}
+            if seconds is None:
+                seconds = time.perf_counter() - start
+            event = {"name": name, "ph": "X", "pid": where, "tid": 0, "ts": start * 1e6, "dur": seconds * 1e6}
             self._events.append(event | {"args": counters})
 
     def take(self) -> list[dict[str, Any]]:
