@@ -122,38 +122,58 @@ class LinearOp:
 
     def emit(self, graph: SubgraphWriter, weights: Array) -> tuple[int, int]:
         """Write PAD (if absorbed) and the op with ``weights``, no bias, no activation: (input, output) tensors."""
+        x, source = self.emit_input(graph)
+        options = self.op.options
+        if self.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            y = self.emit_convolution(graph, source, weights, self.output_shape[2], options.strideW)
+        else:
+            y = self._emit_other(graph, source, weights)
+        graph.interface([x], [y])
+        return x, y
+
+    def emit_input(self, graph: SubgraphWriter) -> tuple[int, int]:
+        """Write the input and PAD, if one is absorbed: (input, what the op reads)."""
+        x = graph.tensor("x", self.input_shape)
+        if self.pad is None:
+            return x, x
+        amounts = graph.tensor("paddings", (4, 2), np.array(self.paddings, np.int32), "int32")
+        padded = tuple(d + a + b for d, (a, b) in zip(self.input_shape, self.paddings, strict=True))
+        source = graph.tensor("padded", padded)
+        graph.op("PAD", [x, amounts], [source], schema.PadOptionsT())
+        return x, source
+
+    def emit_convolution(self, graph: SubgraphWriter, source: int, weights: Array, width: int, stride: int) -> int:
+        """Write a convolution with ``weights`` (TFLite layout), output width ``width`` and horizontal stride."""
+        options = self.op.options
         channels = weights.shape[-1] if self.depthwise else weights.shape[0]
-        x = source = graph.tensor("x", self.input_shape)
-        if self.pad is not None:
-            amounts = graph.tensor("paddings", (4, 2), np.array(self.paddings, np.int32), "int32")
-            padded = tuple(d + a + b for d, (a, b) in zip(self.input_shape, self.paddings, strict=True))
-            source = graph.tensor("padded", padded)
-            graph.op("PAD", [x, amounts], [source], schema.PadOptionsT())
+        w = graph.tensor("weights", weights.shape, weights.astype(np.float32))
+        y = graph.tensor("y", (*self.output_shape[:2], width, channels))
+        zeros = graph.tensor("zero_bias", (channels,), np.zeros(channels, np.float32))
+        dilations = options.dilationWFactor, options.dilationHFactor
+        if self.depthwise:
+            plain = schema.DepthwiseConv2DOptionsT(
+                options.padding, stride, options.strideH, channels // self.groups, 0, *dilations
+            )
+            graph.op("DEPTHWISE_CONV_2D", [source, w, zeros], [y], plain, version=2)
+        else:
+            plain = schema.Conv2DOptionsT(options.padding, stride, options.strideH, 0, *dilations)
+            graph.op("CONV_2D", [source, w, zeros], [y], plain, version=2)
+        return y
+
+    def _emit_other(self, graph: SubgraphWriter, source: int, weights: Array) -> int:
+        channels, options = weights.shape[0], self.op.options
         w = graph.tensor("weights", weights.shape, weights.astype(np.float32))
         y = graph.tensor("y", (*self.output_shape[:-1], channels))
-        zeros = graph.tensor("zero_bias", (channels,), np.zeros(channels, np.float32))
-        options = self.op.options
         if self.kind == "TRANSPOSE_CONV":
             shape = graph.tensor("shape", (4,), np.array((*self.output_shape[:-1], channels), np.int32), "int32")
             plain = schema.TransposeConvOptionsT(options.padding, options.strideW, options.strideH)
             graph.op("TRANSPOSE_CONV", [shape, w, source], [y], plain)
-        elif self.kind in ("FULLY_CONNECTED", "BATCH_MATMUL"):
-            keep = self.kind == "BATCH_MATMUL" or bool(options.keepNumDims)
-            plain = schema.FullyConnectedOptionsT(keepNumDims=keep)
-            graph.op("FULLY_CONNECTED", [source, w, zeros], [y], plain, version=5 if keep else 1)
-        elif self.depthwise:
-            plain = schema.DepthwiseConv2DOptionsT(
-                options.padding, options.strideW, options.strideH, channels // self.groups, 0,
-                options.dilationWFactor, options.dilationHFactor,
-            )  # fmt: skip
-            graph.op("DEPTHWISE_CONV_2D", [source, w, zeros], [y], plain, version=2)
-        else:
-            plain = schema.Conv2DOptionsT(
-                options.padding, options.strideW, options.strideH, 0, options.dilationWFactor, options.dilationHFactor
-            )
-            graph.op("CONV_2D", [source, w, zeros], [y], plain, version=2)
-        graph.interface([x], [y])
-        return x, y
+            return y
+        zeros = graph.tensor("zero_bias", (channels,), np.zeros(channels, np.float32))
+        keep = self.kind == "BATCH_MATMUL" or bool(options.keepNumDims)
+        plain = schema.FullyConnectedOptionsT(keepNumDims=keep)
+        graph.op("FULLY_CONNECTED", [source, w, zeros], [y], plain, version=5 if keep else 1)
+        return y
 
 
 def recognise(op: Op, graph: Subgraph, shapes: Shapes, folded: set[int], public: set[int]) -> LinearOp | str:

@@ -11,6 +11,7 @@ from enclave.formats import MASK_BOUND
 from enclave.limbs import split
 from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Scheme
+from shadownet import tiling
 from shadownet.graph import Graph, ModelWriter
 from shadownet.linear import LinearOp
 from shadownet.partition import Partition, Step
@@ -84,7 +85,9 @@ class Lowering:
         # The bound counts the mask even where there is none by default: --mask-input adds one at run time.
         public, *limbs = self._limbs(values, hidden.rows)
         target = self._public.subgraph(name)
-        x, y = lin.emit(target, lin.weights_from(public))
+        filters = public.shape[0] * public.shape[1]
+        tiles = tiling.choose(lin, filters) if self._scheme.tuned else [(filters, 1)]
+        x, y = tiling.emit(lin, target, lin.weights_from(public), tiles)
         self._public.signature(name, target, {"x": x}, {"y": y})
         true, *pop_limbs = self._limbs(values, values.rows)
         trusted = self._trusted.subgraph(f"{name}_pop")
@@ -94,7 +97,7 @@ class Lowering:
                 "signature": name,
                 "input": lin.input,
                 "output": lin.result,
-                "slots": public.shape[0] * public.shape[1],
+                "slots": filters,
                 "limbs": [groups, *limbs],
                 "sigma": self._scheme.mask.sigma(rms),
                 "public_input": lin.public_input,
@@ -113,7 +116,8 @@ class Lowering:
                 "op": lin.kind,
                 "id": lin.op.id,
                 "input": list(lin.input_shape),
-                "output": [*lin.output_shape[:-1], public.shape[0] * public.shape[1]],
+                "output": [*lin.output_shape[:-1], filters],
+                "tiles": tiles,
                 "filters": lin.filters,
                 "limbs": limbs[0],
                 "numbers": values.record["kind"],

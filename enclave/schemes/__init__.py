@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from enclave.schemes.base import LayerWeights, MaskRule, Obfuscated, Scheme
-from enclave.schemes.shadownet import ARTIFACT, PAPER
+from enclave.schemes.shadownet import ARTIFACT, FAST, PAPER
 from shadownet.wire.errors import InputError
 
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (PAPER, ARTIFACT)}
+SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (PAPER, ARTIFACT, FAST)}
 ALIASES = {"shadownet": PAPER.name}
 
 __all__ = ["ALIASES", "SCHEMES", "LayerWeights", "MaskRule", "Obfuscated", "Scheme", "get"]
