@@ -15,6 +15,9 @@ from shadownet.wire.errors import InputError
 Array = np.ndarray[Any, Any]
 
 
+_VIEWED = (np.float32, np.int8, np.uint8, np.int32)  # handed out without a copy
+
+
 class TrustedModel:
     """Runs subgraphs of the trusted model by index."""
 
@@ -44,7 +47,9 @@ class TrustedModel:
         self._ready[subgraph] = tuple(shapes)
 
     def run(self, subgraph: int, inputs: list[int], values: list[Array], outputs: list[int]) -> list[Array]:
-        """Run a subgraph; returns copies of its outputs. Raises ``InputError`` if LiteRT fails on these values."""
+        """Run a subgraph; returns its outputs, which stay valid until the subgraph runs or is prepared again.
+
+        Raises ``InputError`` if LiteRT fails on these values."""
         self.prepare(subgraph, inputs, [v.shape for v in values])
         for tensor, value in zip(inputs, values, strict=True):
             self._raw.SetTensor(tensor, value, subgraph)
@@ -58,6 +63,8 @@ class TrustedModel:
         shape = self.shape(subgraph, tensor)
         if 0 in shape:  # LiteRT's interface refuses to hand out empty tensors
             return np.empty(shape, self._raw.TensorType(tensor, subgraph))
+        if self._raw.TensorType(tensor, subgraph) in _VIEWED:
+            return np.asarray(self._raw.tensor(self._raw, tensor, subgraph))
         return np.asarray(self._raw.GetTensor(tensor, subgraph))
 
     def reset(self) -> None:
