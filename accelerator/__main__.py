@@ -60,7 +60,10 @@ class Worker:
             self._arena.close()
         self._arena = arena = shared.Arena.attach(fds[0])
         try:
-            self._layers = [_views(arena, record, request) for record in request["layers"]]
+            self._layers = [
+                _views(arena, record, int(i), int(o))
+                for record, (i, o) in zip(request["layers"], request["offsets"], strict=True)
+            ]
             self._backend.open(self._layers)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             self._enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
@@ -72,9 +75,9 @@ class Worker:
         self._enclave.send({"ok": True})
 
 
-def _views(arena: shared.Arena, record: dict[str, Any], request: dict[str, Any]) -> tuple[str, Any, Any]:
-    inp = arena.array(int(request["input"]), parse_shape(record["input"]), np.float32)
-    out = arena.array(int(request["output"]), parse_shape(record["output"]), np.float32)
+def _views(arena: shared.Arena, record: dict[str, Any], input_at: int, output_at: int) -> tuple[str, Any, Any]:
+    inp = arena.array(input_at, parse_shape(record["input"]), np.float32)
+    out = arena.array(output_at, parse_shape(record["output"]), np.float32)
     return str(record["signature"]), inp, out
 
 

@@ -15,6 +15,8 @@ typedef struct {
     void *model;
     uint64_t signature;
     void **input, **output;
+    char *answer; /* the output's memory and its bytes */
+    uint64_t size;
 } Layer;
 
 static int64_t now_ns(void) {
@@ -27,6 +29,7 @@ static int64_t now_ns(void) {
 uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers, uint64_t count, int64_t ring,
                   int64_t spin_ns) {
     int64_t start = now_ns();
+    char *next = 0, *end = 0; /* the next layer's output: its cache lines are taken while there is time */
     for (int spins = 0;; spins++) {
         const uint64_t request = __atomic_load_n(record + REQUEST, __ATOMIC_ACQUIRE);
         if (request != done) {
@@ -38,8 +41,15 @@ uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers,
             done = request;
             __atomic_store_n(record + REPLY, done, __ATOMIC_RELEASE);
             if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return done; /* full: it has rung */
+            const Layer *following = layers + (layer + 1 < count ? layer + 1 : 0);
+            next = following->answer;
+            end = next + (layer < count && next != layers[layer].answer ? following->size : 0);
             start = now_ns();
             spins = 0;
+            continue;
+        }
+        if (next < end) {
+            for (int lines = 0; lines < 8 && next < end; lines++, next += 64) *(volatile char *)next = 0;
             continue;
         }
 #if defined(__x86_64__)

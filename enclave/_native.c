@@ -54,6 +54,7 @@ typedef struct {
     Activation second;
     float *result;                /* private [rows, n], or NULL when only the next layer needs it */
     float *send;                  /* shared [rows, n]: the next layer's input, or NULL */
+    int64_t claim;                /* whether `send` is not what the accelerator reads meanwhile */
     int64_t push;                 /* [rows, n] added to what is sent: byte offset into the masks, -1 for none */
 } Finish;
 
@@ -119,12 +120,18 @@ static Stream stream(const float *data, int64_t count) {
     return s;
 }
 
+/* By loading: processors drop prefetch instructions when many are under way. */
 static inline void fetch(Stream *s) {
-    for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) __builtin_prefetch(s->next, 0, 2);
+    for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) (void)*(const volatile char *)s->next;
+}
+
+/* The same for memory that will be written whole: storing takes its cache lines from the other core beforehand. */
+static inline void claim(Stream *s) {
+    for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) *(volatile char *)(uintptr_t)s->next = 0;
 }
 
 /* Ask for a layer and wait for the reply, its masks on their way meanwhile. */
-static int call(Link *link, int64_t layer, Stream pop, Stream push) {
+static int call(Link *link, int64_t layer, Stream send, Stream pop, Stream push) {
     volatile uint64_t *record = link->record;
     const uint64_t before = link->sequence, sequence = ++link->sequence;
     const int64_t start = now_ns();
@@ -137,7 +144,9 @@ static int call(Link *link, int64_t layer, Stream pop, Stream push) {
             outcome = OK;
             break;
         }
-        if (pop.next < pop.end)
+        if (send.next < send.end)
+            claim(&send);
+        else if (pop.next < pop.end)
             fetch(&pop);
         else if (push.next < push.end)
             fetch(&push);
@@ -237,7 +246,7 @@ int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 static int run_layer(Link *link, const Finish *f, float *row, const float *zeros, const char *masks) {
     const int64_t size = f->rows * f->n;
     const float *pop = at(masks, f->pop), *push = at(masks, f->push);
-    const int outcome = call(link, f->layer, stream(pop, size), stream(push, size));
+    const int outcome = call(link, f->layer, stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size));
     if (outcome != OK) return outcome;
     const int64_t start = now_ns();
     const int64_t blocks = have_avx512() ? f->rows / 16 : 0, rest = blocks * 16;

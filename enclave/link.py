@@ -49,17 +49,19 @@ class Accelerator:
     def open(self, layers: list[dict[str, Any]]) -> None:
         """Agree on shapes: each layer has ``signature``, ``input`` and ``output`` (float32 shapes).
 
-        All layers share one input and one output region. Raises ``WorkerError``.
+        Layers take turns with two input and two output regions. Raises ``WorkerError``.
         """
         self._names = [str(layer["signature"]) for layer in layers]
         shapes = [(tuple(layer["input"]), tuple(layer["output"])) for layer in layers]
         sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*shapes, strict=True)]
-        self._out_offset = aligned(max(sizes[0], default=0))
-        arena = Arena.create(self._out_offset + aligned(max(sizes[1], default=0)), "accelerator")
+        size_in, size_out = (aligned(max(column, default=0)) for column in sizes)
+        # Two regions each, in turn: while one is read, the other's cache lines can change hands.
+        self._offsets = [(k % 2 * size_in, 2 * size_in + k % 2 * size_out) for k in range(len(layers))]
+        arena = Arena.create(2 * (size_in + size_out), "accelerator")
         theirs, request = pipe()
         reply, answer_fd = pipe()
         try:
-            message = {"do": "open", "layers": layers, "input": 0, "output": self._out_offset}
+            message = {"do": "open", "layers": layers, "offsets": self._offsets}
             self._channel.send(message, fds=(arena.fd, theirs, answer_fd), timeout=OPEN_DEADLINE_S)
             answer, _, fds = self._channel.receive(OPEN_DEADLINE_S)
             for fd in fds:
@@ -85,7 +87,10 @@ class Accelerator:
         spin, deadline = int(self._spin_s * 1e9), int(self._deadline_s * 1e9)
         spent = [getattr(self._native, name) for name in native.COUNTERS]
         self._native = native.Link(arena.address(), 0, request, reply, hangup, self._app, spin, deadline, *spent)
-        self._views = [(arena.array(0, i, np.float32), arena.array(self._out_offset, o, np.float32)) for i, o in shapes]
+        self._views = [
+            (arena.array(at[0], i, np.float32), arena.array(at[1], o, np.float32))
+            for (i, o), at in zip(shapes, self._offsets, strict=True)
+        ]
         self.private = np.empty(max(sizes[1], default=0) // 4, np.float32)
 
     def input(self, layer: int) -> Array:

@@ -63,7 +63,12 @@ def _padded(array: Array) -> int:
 
 
 def _piece(size: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, max(-(-size // _HUGE) * _HUGE, _HUGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    grain = _HUGE if size >= _HUGE else mmap.PAGESIZE
+    rounded = max(-(-size // grain), 1) * grain
+    try:
+        memory = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        raise MemoryError from None
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

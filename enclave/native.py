@@ -29,7 +29,7 @@ STEP = np.dtype(
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
         ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
-        ("send", "u8"), ("push", "i8"),
+        ("send", "u8"), ("claim", "i8"), ("push", "i8"),
     ]
 )  # fmt: skip
 

@@ -145,6 +145,7 @@ class Stretch:
                 self.pop_orders[layer.number] = order
         if following is not None:
             step["send"] = native.address(self._link.input(following.number))
+            step["claim"] = int(step["send"] != native.address(self._link.input(layer.number)))
             if following.masked:
                 self._patch("push", len(steps), following)
                 self.streamed_push.add(following.number)

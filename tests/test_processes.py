@@ -455,7 +455,7 @@ class Fake:
         assert wait_for(lambda: self.fds)
         self.arena = Arena(os.dup(self.fds[0]), os.fstat(self.fds[0]).st_size)
         self.words = self.arena.words()
-        self.output = self.arena.array(shared.ALIGN, (1, 3), np.float32)
+        self.output = self.arena.array(2 * shared.ALIGN, (1, 3), np.float32)
         self.bell = Doorbell(self.fds[2], self.fds[1], self.sock.fileno(), 0.0)
 
     def _accept(self, answer: dict[str, Any]) -> None:
@@ -481,15 +481,16 @@ class Fake:
             return self.link.read(0, "layer")
         if native.load() is None:
             pytest.skip("the enclave's C loop was not built here")
-        real, scale, result = np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.zeros((1, 3), np.float32)
+        slot, coefficient, result = np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.zeros((1, 3), np.float32)
         steps = np.zeros(1, native.STEP)
         for name, value in {
             "kind": native.FINISH, "rows": 1, "slots": 3, "n": 3, "answer": native.address(self.link.output(0)),
-            "copy": native.address(self.link.private), "real": native.address(real), "scale": native.address(scale),
+            "copy": native.address(self.link.private), "terms": 1, "slot": native.address(slot),
+            "coefficient": native.address(coefficient), "pop": -1, "push": -1, "send_push": -1,
             "first": (0, -np.inf, np.inf), "second": (0, -np.inf, np.inf), "result": native.address(result),
         }.items():  # fmt: skip
             steps[name] = value
-        self.link.run(steps, np.zeros(16, np.float32), np.zeros(16, np.float32), Trace(False))
+        self.link.run(self.link.plan(steps, 16), 0, Trace(False))
         return result
 
     def reply(self, sequence: int, status: int = shared.OK) -> None:

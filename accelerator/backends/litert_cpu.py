@@ -49,6 +49,7 @@ class LiteRtCpu:
         self._environment, self._model, self._compiled = environment, loaded, compiled
         self._index = self._read_signatures()
         self._layers: list[tuple[Any, ...]] = []
+        self._answers: list[tuple[int, int]] = []  # address and bytes
         self._run = self._library.LiteRtRunCompiledModel
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -70,6 +71,7 @@ class LiteRtCpu:
     def open(self, layers: list[tuple[str, Array, Array]]) -> None:
         self._close()
         self._layers = [self._open(*layer) for layer in layers]
+        self._answers = [(target.ctypes.data, target.nbytes) for _, _, target in layers]
 
     def _open(self, signature: str, source: Array, target: Array) -> tuple[Any, ...]:
         if signature not in self._index:
@@ -103,12 +105,11 @@ class LiteRtCpu:
         )  # fmt: skip
         return made.value
 
-    def native(self) -> tuple[Any, list[tuple[int, int, int, int]]]:
-        """LiteRT's run function, and per layer (model, signature, input buffers, output buffers) as addresses."""
-        table = [
-            (model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs))
-            for model, index, _, inputs, _, outputs in self._layers
-        ]
+    def native(self) -> tuple[Any, list[tuple[int, ...]]]:
+        """LiteRT's run function, and per layer (model, signature, input buffers, output buffers, answer, its size)."""
+        table: list[tuple[int, ...]] = []
+        for (model, index, _, inputs, _, outputs), answer in zip(self._layers, self._answers, strict=True):
+            table.append((model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs), *answer))
         return self._run, table
 
     def run(self, layer: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import math
 import mmap
@@ -45,8 +46,10 @@ class Arena:
         self.fd, self.size = fd, size
         try:
             self._map = mmap.mmap(fd, size)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             os.close(fd)
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError from None
             raise WorkerError(f"shared memory of {size} bytes cannot be mapped") from None
 
     @classmethod
