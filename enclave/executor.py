@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from enclave import formats, native
+from enclave.exact import Residues, balance
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
 from enclave.program import Entry, Layer, Program, Segment
@@ -15,7 +16,7 @@ from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
-from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.errors import BundleError, InputError, IntegrityError
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -79,7 +80,8 @@ class Executor:
     def _output_shape(self, layer: Layer) -> Shape:
         """Of a layer whose pop subgraph is prepared; that one has a channel for each limb."""
         *positions, channels = self._runtime().shape(layer.pop, layer.pop_output)
-        return (*positions, channels // layer.pop_limbs.count)
+        limbs = layer.residues.pop.weights if layer.residues else layer.pop_limbs
+        return (*positions, channels // limbs.count)
 
     def _is_open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
         """Complete ``layers`` and tell whether the accelerator knows exactly these shapes."""
@@ -96,7 +98,11 @@ class Executor:
         assert self._link is not None
         self._link.open(
             [
-                {"signature": layer.name, "input": inp, "output": (*out[:-1], layer.slots)}
+                {
+                    "signature": layer.name,
+                    "input": _times(layer.stack, inp),
+                    "output": _times(layer.stack, (*out[:-1], layer.slots)),
+                }
                 for layer, (inp, out) in zip(self.program.layers, wanted, strict=True)
             ]
         )
@@ -174,6 +180,8 @@ class Executor:
         """Mask, dispatch, check, restore, unmask, finish one linear layer, in NumPy."""
         link = self._link
         assert link is not None
+        if layer.residues is not None:
+            return self._exact(layer, layer.residues, tensors, masks)
         encoded, context = layer.format.encode(tensors[layer.input])
         sent = layer.restore.shuffle(encoded)
         np.copyto(link.input(layer.number), sent + masks.push(layer.number) if layer.masked else sent)
@@ -186,9 +194,37 @@ class Executor:
             y -= masks.pop(layer.number)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
 
+    def _exact(self, layer: Layer, residues: Residues, tensors: dict[int, Array], masks: MaskSet) -> Array:
+        """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
+        link, number = self._link, layer.number
+        assert link is not None
+        encoded, context = layer.format.encode(tensors[layer.input])
+        target = link.input(number)
+        residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, target)
+        began = time.perf_counter()
+        link.call(number, layer.name)
+        self.trace.add(layer.name, "accelerator", began, bytes_sent=target.nbytes)
+        answer = link.read(number, layer.name)
+        if not residues.possible(answer):
+            raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
+        y = residues.receive(answer, layer.restore, masks.pop(number) if layer.masked else None)
+        return layer.format.decode(y, context, tensors.get(layer.format.residual))
+
+    def _make_pad(self, layer: Layer, residues: Residues) -> Pair:
+        """A one-time pad, as it will be added, and the layer's true linear image of it mod p."""
+        order = layer.restore.order
+        push = residues.pad(self._rng, self._shapes[layer.number][0])
+        natural = push.copy() if order is None else push[..., np.argsort(order)]
+        digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
+        residues.pop.digits.cut(natural, digits)
+        parts = [self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0] for digit in digits]
+        return push, balance(residues.pop.join(np.stack(parts), residues.prime), residues.prime)
+
     def _make_mask(self, number: int) -> Pair:
         """Draw a push mask, as it will be sent, and compute its pop mask with the layer's true weights."""
         layer = self.program.layers[number]
+        if layer.residues is not None:
+            return self._make_pad(layer, layer.residues)
         shape, order = self._shapes[number][0], layer.restore.order
         if layer.format.exact:
             push = self._rng.integers(-formats.MASK_BOUND, formats.MASK_BOUND + 1, shape).astype(np.float32)
@@ -216,6 +252,11 @@ def _broadcast(shape: Shape, residual: Shape | None) -> Shape:
         return shape if residual is None else np.broadcast_shapes(shape, residual)
     except ValueError:
         raise InputError(f"these shapes lead to adding {list(residual or ())} to {list(shape)}") from None
+
+
+def _times(count: int, shape: Shape) -> Shape:
+    """The shape of ``count`` limbs along the first dimension."""
+    return shape if count == 1 else (count * shape[0], *shape[1:])
 
 
 def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:

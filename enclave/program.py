@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from enclave import formats, limbs
+from enclave.exact import Residues
 from enclave.formats import Format
 from enclave.restore import Restore
 from shadownet.wire.errors import BundleError, InputError
@@ -42,7 +43,10 @@ class Limbs:
 
 @dataclass(frozen=True)
 class Layer:
-    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0)."""
+    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0).
+
+    ``residues`` says how it runs in Z_p, for exact activations; then ``limbs``, ``pop_limbs`` and ``sigma`` are unused.
+    """
 
     number: int
     name: str
@@ -57,6 +61,12 @@ class Layer:
     pop_limbs: Limbs
     restore: Restore
     format: Format
+    residues: Residues | None = None
+
+    @property
+    def stack(self) -> int:
+        """How often its input crosses, in limbs along the first dimension."""
+        return self.residues.public.digits.count if self.residues else 1
 
     def reads(self) -> list[int]:
         return [self.input, *([self.format.residual] if self.format.residual >= 0 else [])]
@@ -96,6 +106,9 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
     restore = Restore.from_blobs({name: blobs[blob] for name, blob in record["restore"].items()})
     if restore.slot.max() >= int(record["slots"]):
         raise ValueError("a lookup outside the answer")
+    residues = Residues.from_json(record["residues"]) if record["residues"] else None
+    if residues is not None and not residues.restorable(restore):
+        raise ValueError("no restoring map of integers")
     return Layer(
         number=number,
         name=str(record["signature"]),
@@ -110,6 +123,7 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
         pop_limbs=Limbs(*(int(v) for v in record["pop_limbs"])),
         restore=restore,
         format=formats.create(record["format"], blobs),
+        residues=residues,
     )
 
 

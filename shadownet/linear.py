@@ -99,6 +99,11 @@ class LinearOp:
         padded = tuple(d + a + b for d, (a, b) in zip(self.input_shape, self.paddings, strict=True)) if self.pad else ()
         return replace(self, pad=None, paddings=(), input=self.op_input, input_shape=padded or self.input_shape)
 
+    def stacked(self, count: int) -> LinearOp:
+        """The op for ``count`` times the batch: what is stacked along the first dimension stays apart."""
+        inputs, outputs = ((count * shape[0], *shape[1:]) for shape in (self.input_shape, self.output_shape))
+        return replace(self, input_shape=inputs, output_shape=outputs)
+
     def rows(self, weights: Array) -> Array:
         """Weights in TFLite layout -> [groups, filters of a group, depth], one filter a row."""
         if self.kind == "DEPTHWISE_CONV_2D":

@@ -24,7 +24,7 @@ def convert(args: argparse.Namespace) -> None:
     summary = run(
         args.model, args.output, scheme=args.scheme, ratio=args.ratio, activations=args.activations,
         integrity=args.integrity, outsource=args.outsource, calibration=args.calibration, key=args.key,
-        overwrite=args.overwrite,
+        overwrite=args.overwrite, bits=args.bits,
     )  # fmt: skip
     leaks = schemes.get(args.scheme).leaks
     if args.json:
