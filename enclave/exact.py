@@ -14,7 +14,7 @@ All integers here are float64 and below 2^50 in magnitude, where each operation 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,9 +121,10 @@ class Product:
         """What an accumulator's worth of limbs adds up to at most, per digit of the input."""
         return self.bound * sum(int(self.weights.base**k) for k in range(self.weights.count))
 
-    def join(self, answers: Array, prime: int) -> Array:
-        """[digits, *positions, channels in limbs] -> float64 [*positions, channels], right mod p, below 2^50."""
-        return self.digits.join(list(self.weights.join(answers)), prime, self.largest)
+    def join(self, answers: Sequence[Array] | Array, prime: int) -> Array:
+        """Answers [*positions, channels in limbs] per digit -> float64 [*positions, channels], nearest zero."""
+        parts = [self.weights.join(answer) for answer in answers]
+        return balance(self.digits.join(parts, prime, self.largest), prime)
 
     def fits(self, prime: int) -> bool:
         """Whether putting the answers together stays within exact float64."""
@@ -227,31 +228,59 @@ class Residues:
         """A fresh one-time pad: float64, uniform over the residues nearest zero."""
         return rng.residues(self.prime, shape).astype(np.float64) - self.prime // 2
 
+    def image(self, answers: list[Array]) -> Array:
+        """A pop mask from what the enclave computed of each digit of the pad: float64, residues nearest zero."""
+        flat = [answer.reshape(-1, answer.shape[-1]) for answer in answers]
+        out = np.empty((len(flat[0]), flat[0].shape[1] // self.pop.weights.count))
+        for block in _blocks(len(out), len(flat) * flat[0].shape[1]):
+            out[block] = self.pop.join([part[block] for part in flat], self.prime)
+        return out.reshape(*answers[0].shape[:-1], -1)
+
     def send(self, x: Array, pad: Array | None, target: Array) -> None:
         """Write x + pad mod p, in limbs along the batch, to ``target``. ``x`` are integers below p / 2.
 
         Written is the residue nearest zero, which is unique: nothing but x + pad mod p shows.
         """
-        masked = x.astype(np.float64) if pad is None else balance(x + pad, self.prime)
-        self.public.digits.cut(masked, target.reshape(self.public.digits.count, *x.shape))
+        digits = self.public.digits
+        flat, out = np.ascontiguousarray(x).reshape(-1), target.reshape(digits.count, -1)
+        for block in _blocks(flat.size, 1):
+            if pad is None:
+                masked = flat[block].astype(np.float64)
+            else:
+                masked = balance(flat[block] + pad.reshape(-1)[block], self.prime)
+            digits.cut(masked, out[:, block])
 
     def possible(self, answer: Array) -> bool:
         """Whether an honest accelerator may have given this (float32): integers within the proven bound."""
-        bound = np.float32(self.public.bound)
-        if not (answer.max(initial=0) <= bound and answer.min(initial=0) >= -bound):  # NaN fails too
-            return False
-        return bool((np.rint(answer) == answer).all())
+        flat, bound = answer.reshape(-1), np.float32(self.public.bound)
+        return all(_integers(flat[block], bound) for block in _blocks(flat.size, 1))
 
     def receive(self, answer: Array, restore: Restore, pop: Array | None) -> Array:
         """The true sums, float64 [*positions, n], from an answer that is :meth:`possible`."""
-        stacked = answer.reshape(self.public.digits.count, -1, *answer.shape[1:])
-        y = restore.apply(balance(self.public.join(stacked, self.prime), self.prime))
-        if pop is not None:
-            y -= pop
-        return balance(y, self.prime)
+        count, channels = self.public.digits.count, answer.shape[-1]
+        stacked = answer.reshape(count, -1, channels)
+        out = np.empty((stacked.shape[1], restore.slot.shape[1]))
+        for block in _blocks(len(out), count * channels):
+            y = restore.apply(self.public.join(stacked[:, block], self.prime))
+            if pop is not None:
+                y -= pop.reshape(out.shape)[block]
+            out[block] = balance(y, self.prime)
+        return out.reshape(answer.shape[0] // count, *answer.shape[1:-1], -1)
 
     def restorable(self, restore: Restore) -> bool:
         """Whether this restoring map of integers stays within exact float64."""
         sums = np.abs(restore.coefficient.astype(np.float64)).sum(axis=0)
         whole = np.array_equal(np.rint(restore.coefficient), restore.coefficient)
         return whole and bool((sums.max() + 1) * self.prime / 2 < WIDE)
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    """Cut ``rows`` of ``width`` numbers each into blocks that stay in cache through several passes."""
+    step = max(1, (1 << 15) // width)
+    return (slice(at, at + step) for at in range(0, rows, step))
+
+
+def _integers(values: Array, bound: np.float32) -> bool:
+    if not (values.max() <= bound and values.min() >= -bound):  # NaN fails too
+        return False
+    return bool((np.rint(values) == values).all())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from enclave import formats, native
-from enclave.exact import Residues, balance
+from enclave.exact import Residues
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
 from enclave.program import Entry, Layer, Program, Segment
@@ -218,7 +218,7 @@ class Executor:
         digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
         residues.pop.digits.cut(natural, digits)
         parts = [self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0] for digit in digits]
-        return push, balance(residues.pop.join(np.stack(parts), residues.prime), residues.prime)
+        return push, residues.image(parts)
 
     def _make_mask(self, number: int) -> Pair:
         """Draw a push mask, as it will be sent, and compute its pop mask with the layer's true weights."""

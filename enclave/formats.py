@@ -104,7 +104,9 @@ class Fixed:
         return np.rint(q, out=q), largest / self._levels
 
     def decode(self, y: Array, context: float, residual: Array | None = None) -> Array:
-        return self._epilogue.decode((y * (self._scale * context)).astype(np.float32), None, residual)
+        out = np.empty(y.shape, np.float32)
+        np.multiply(y, self._scale * context, out=out, casting="same_kind")  # in float64, rounded once
+        return self._epilogue.decode(out, None, residual)
 
 
 class Integer:
