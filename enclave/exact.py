@@ -14,6 +14,7 @@ All integers here are float64 and below 2^50 in magnitude, where each operation 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,17 +152,17 @@ class Product:
         return made
 
 
-def plan(rows: Array, prime: int) -> tuple[Array, Product]:
+def plan(rows: Array, prime: int, sending: float = 0.0) -> tuple[Array, Product]:
     """Cut integer filters [groups, n, d] for inputs in Z_p, with the least work: (float32 rows, product).
 
-    Work is limbs of weights times limbs of inputs; among equals the fewest of inputs, which cross twice. Limb l of
-    filter k stands at row l * n + k of its group. Raises ``ValueError`` if no cut keeps the sums exact.
+    Work is limbs of inputs times limbs of weights, and ``sending`` for each limb of inputs. Limb l of filter k stands
+    at row l * n + k of its group. Raises ``ValueError`` if no cut keeps the sums exact.
     """
     values = np.rint(rows).astype(np.int64)
     largest = int(np.abs(values).max(initial=0))
-    best: tuple[int, int] | None = None
+    least, found = math.inf, None
     for count in range(1, largest.bit_length() + 2):
-        if best is not None and count > best[0]:
+        if count > least:
             break
         cut, base = _cut(values, count, largest)
         norm = max(1, int(np.abs(cut).sum(axis=-1).max(initial=0)))
@@ -169,9 +170,10 @@ def plan(rows: Array, prime: int) -> tuple[Array, Product]:
         if digits is None:
             continue
         product = Product(Weights(values.shape[0], count, base), digits, norm * digits.largest)
-        if product.fits(prime) and (best is None or (count * digits.count, digits.count) < best):
-            best, found = (count * digits.count, digits.count), (cut.astype(np.float32), product)
-    if best is None:
+        work = digits.count * (count + sending)
+        if product.fits(prime) and work < least:
+            least, found = work, (cut.astype(np.float32), product)
+    if found is None:
         raise ValueError("the layer's sums cannot be kept exact")
     return found
 

@@ -108,7 +108,7 @@ def _options(
     if base is not None:
         raise InputError("no scheme of this version takes a public base model")
     parse_outsource(outsource)
-    fixed = Bits.parse(bits or DEFAULT_BITS) if activations == "exact" else None
+    fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
     return Options(schemes.get(scheme), float(ratio), activations, integrity, outsource, fixed)
 
 

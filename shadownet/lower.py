@@ -12,6 +12,7 @@ from enclave.formats import MASK_BOUND
 from enclave.limbs import split
 from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Obfuscated, Scheme
+from shadownet.cost import sending
 from shadownet.graph import Graph, ModelWriter
 from shadownet.linear import LinearOp
 from shadownet.partition import Partition, Step
@@ -96,7 +97,7 @@ class Lowering:
         values = numbers(lin, part.graph, constants(lin, part.graph, folded), self._bits)
         weights = LayerWeights(values.rows, depthwise=lin.depthwise, integer=values.exact, last_dense=last_dense)
         hidden = self._scheme.obfuscate(weights, self._ratio, self._rng)
-        cut = self._residues(values, hidden) if self._bits else self._floats(values, hidden)
+        cut = self._residues(lin, values, hidden) if self._bits else self._floats(values, hidden)
         target = self._public.subgraph(name)
         crossing = lin.stacked(cut.stack)
         x, y = crossing.emit(target, lin.weights_from(cut.public))
@@ -152,14 +153,14 @@ class Lowering:
         return Cut(public, true, 1, record)
 
     @staticmethod
-    def _residues(values: Numbers, hidden: Obfuscated) -> Cut:
+    def _residues(lin: LinearOp, values: Numbers, hidden: Obfuscated) -> Cut:
         """For exact activations. Raises ``InputError`` if the scheme's integers are too large."""
         prime = prime_above(2 * largest_sum(values.rows, values.largest))
         try:
-            public, product = plan(hidden.rows, prime)
+            public, product = plan(hidden.rows, prime, sending(lin))
         except ValueError:
             raise InputError("a hidden layer's sums cannot be kept exact", "use fewer --bits") from None
-        true, pop = plan(values.rows, prime)
+        true, pop = plan(values.rows, prime, sending(lin))
         found = Residues(prime, product, pop)
         assert found.restorable(hidden.restore), "a scheme restores integers by integers"
         record = {"limbs": [1, 1, 1], "pop_limbs": [1, 1, 1], "residues": found.to_json()}
