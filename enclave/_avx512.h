@@ -11,8 +11,7 @@ AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blo
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
     __m512i worst = _mm512_setzero_si512();
     for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
-        __m512 sums[2 * VECTORS]; /* of even and odd slots */
-        for (int k = 0; k < 2 * VECTORS; k++) sums[k] = _mm512_setzero_ps();
+        __m512 even0 = _mm512_setzero_ps(), odd0 = even0, even1 = even0, odd1 = even0; /* sums of even and odd slots */
         for (int64_t s = 0; s < slots; s += 16) {
             const int64_t width = slots - s < 16 ? slots - s : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
@@ -22,18 +21,30 @@ AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blo
                 worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
             }
             transpose16(v);
-            for (int r = 0; r < width; r++) {
-                _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
-                if (check)
-                    for (int k = 0; k < VECTORS; k++) {
-                        const __m512 factor = _mm512_set1_ps(check->vectors[k * slots + s + r]);
-                        sums[2 * k + r % 2] = _mm512_fmadd_ps(factor, v[r], sums[2 * k + r % 2]);
-                    }
-            }
+            if (width == 16)
+                UNROLL for (int r = 0; r < 16; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
+            else
+                for (int r = 0; r < width; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
+            if (!check) continue;
+            const float *vector = check->vectors + s;
+            if (width == 16)
+                UNROLL for (int r = 0; r < 16; r += 2) {
+                    even0 = _mm512_fmadd_ps(_mm512_set1_ps(vector[r]), v[r], even0);
+                    odd0 = _mm512_fmadd_ps(_mm512_set1_ps(vector[r + 1]), v[r + 1], odd0);
+                    even1 = _mm512_fmadd_ps(_mm512_set1_ps(vector[slots + r]), v[r], even1);
+                    odd1 = _mm512_fmadd_ps(_mm512_set1_ps(vector[slots + r + 1]), v[r + 1], odd1);
+                }
+            else
+                for (int r = 0; r < width; r++) {
+                    const __m512 value = _mm512_loadu_ps(private_ + (s + r) * 16);
+                    even0 = _mm512_fmadd_ps(_mm512_set1_ps(vector[r]), value, even0);
+                    even1 = _mm512_fmadd_ps(_mm512_set1_ps(vector[slots + r]), value, even1);
+                }
         }
-        if (check)
-            for (int k = 0; k < VECTORS; k++)
-                _mm512_storeu_ps(check->sums + k * rows + 16 * b, _mm512_add_ps(sums[2 * k], sums[2 * k + 1]));
+        if (check) {
+            _mm512_storeu_ps(check->sums + 16 * b, _mm512_add_ps(even0, odd0));
+            _mm512_storeu_ps(check->sums + rows + 16 * b, _mm512_add_ps(even1, odd1));
+        }
     }
     return _mm512_reduce_max_epu32(worst) != 0x7f800000u;
 }

@@ -255,7 +255,7 @@ static int have_avx512(void) {
 int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 
 /* Copy the answer, each shared byte once, and judge the copy. */
-static int take(const Finish *f, const Check *check, int64_t blocks) {
+static int take(const Finish *f, const Check *check, int64_t blocks, double norm) {
     const int64_t rest = blocks * 16;
     int finite = copy_finite(f->copy + rest * f->slots, f->answer + rest * f->slots, (f->rows - rest) * f->slots);
 #if HAVE_AVX512
@@ -267,7 +267,7 @@ static int take(const Finish *f, const Check *check, int64_t blocks) {
     if (!finite) return NOT_FINITE;
     if (!check) return OK;
     sum_rows(check, f->copy, rest, f->rows, f->slots);
-    return agree(check, f->rows) ? OK : NOT_RIGHT;
+    return agree(check, f->rows, norm) ? OK : NOT_RIGHT;
 }
 
 static int run_layer(Link *link, const Finish *f, float *row, const float *zeros, const char *masks) {
@@ -277,13 +277,8 @@ static int run_layer(Link *link, const Finish *f, float *row, const float *zeros
     int outcome = ask(link, f->layer);
     if (outcome != OK) return outcome;
     const int64_t waiting = check ? now_ns() : asked;
-#if HAVE_AVX512
-    if (check && have_avx512())
-        expect512(check);
-    else
-#endif
-    if (check)
-        expect(check);
+    double norm = 0;
+    if (check) norm = expect(check, have_avx512());
     const int64_t checked = check ? now_ns() : asked;
     outcome = await(link, asked, stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size));
     const int64_t start = now_ns();
@@ -291,7 +286,7 @@ static int run_layer(Link *link, const Finish *f, float *row, const float *zeros
     link->waiting_ns += start - asked - (checked - waiting);
     if (outcome != OK) return outcome;
     const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
-    outcome = take(f, check, blocks);
+    outcome = take(f, check, blocks, norm);
     const int64_t middle = now_ns();
     link->reading_ns += middle - start;
     if (outcome != OK) return outcome;

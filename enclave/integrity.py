@@ -9,14 +9,16 @@ one vector with chance 1/Q, both with 1/Q^2 < 2^-51.
 
 *Float layers* have two continuous vectors (magnitude in [1/2, 1], random sign) and a tolerance. The accelerator's
 rounding errs by about u sqrt(D) |w| |x| at worst for one output with D terms (each partial sum of D like-signed
-terms errs by u times its size), so s Y errs by u sqrt(D) sqrt(sum s_m^2 |w_m|^2) |x|. ``KAPPA`` times that is accepted:
-about sixteen deviations for like-signed terms, hundreds for others. An attacker may move an answer by as much
+terms errs by u times its size), so s Y errs by u sqrt(D) sqrt(sum s_m^2 |w_m|^2) |x|. ``KAPPA`` times that is accepted,
+with |x| at most sqrt(taps) times the largest norm of an input position: about sixteen deviations for like-signed
+terms, hundreds for others. An attacker may move an answer by as much
 unnoticed: that is not promised to be caught.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +147,9 @@ class Checker:
             self.filters = self._fold(weights.astype(np.float64)).astype(np.float32)
             norms = np.square(weights, dtype=np.float64).sum(axis=(0, 1, 2))
             size = math.sqrt(float((np.square(self.vectors, dtype=np.float64) * norms).sum(axis=1).max()))
-            self.tolerance = KAPPA * UNIT * math.sqrt(math.prod(self.filters.shape[1:]) + slots) * size
+            taps = math.prod(self.filters.shape[1:3])
+            terms = taps * self.filters.shape[3] + slots
+            self.tolerance = KAPPA * UNIT * math.sqrt(terms * taps) * size  # in units of a position's norm
 
     def _fold(self, weights: Array) -> Array:
         """s W: [v, kh, kw, channels]. Each group's filters see its own channels only."""
@@ -165,16 +169,14 @@ class Checker:
         """Whether an answer (a private copy) belongs to what was sent."""
         rows = answer.reshape(-1, answer.shape[-1])
         if self.exact:
-            high = np.rint(rows / 4096.0)
             vectors = _centred(self.vectors).astype(np.float64)
-            left = (_residues(vectors @ high.T) * 4096 + _residues(vectors @ (rows - high * 4096.0).T)) % Q
-            return bool((left == _residues(geometry.apply(sent, self.filters))).all())
+            left = _modular(lambda part: vectors @ part.T, rows)
+            return bool((left == _modular(lambda part: geometry.apply(part, self.filters), sent)).all())
         wide = sent.astype(np.float64)
         left = self.vectors.astype(np.float64) @ rows.T.astype(np.float64)
         off = np.abs(left - geometry.apply(wide, self.filters))
-        ones = np.ones((1, *self.filters.shape[1:]))
-        covered = np.sqrt(geometry.apply(np.square(wide), ones)[0])
-        return bool((off <= self.tolerance * covered).all())
+        norm = np.square(wide.reshape(-1, self.filters.shape[-1])).sum(axis=1).max(initial=0)
+        return bool((off <= self.tolerance * math.sqrt(norm)).all())
 
     def native(self, geometry: Geometry, kept: Array) -> NativeCheck:
         """The same check for the C loop; ``kept`` is where it finds what was sent."""
@@ -186,7 +188,7 @@ class NativeCheck:
 
     def __init__(self, checker: Checker, geometry: Geometry, kept: Array) -> None:
         rows = math.prod(geometry.target[:3])
-        expected, sums = np.empty((VECTORS + 1, rows), np.float32), np.empty((VECTORS, rows), np.float32)
+        expected, sums = (np.empty((VECTORS, rows), np.float32) for _ in range(2))
         self._keep = (checker.vectors, np.ascontiguousarray(checker.filters), kept, expected, sums)
         self.record = np.zeros(1, CHECK)
         for name, value in geometry.fields.items():
@@ -212,6 +214,12 @@ def _centred(residues: Array) -> Array:
     return np.where(residues > Q // 2, residues - Q, residues)
 
 
-def _residues(values: Array) -> Array:
-    """Of integers below 2^53 held in float64."""
-    return values.astype(np.int64) % Q
+def _modular(linear: Callable[[Array], Array], values: Array) -> Array:
+    """A linear map with residues as coefficients, of integers below 2^24, mod Q.
+
+    In two halves of 12 bits: a sum of up to 2^15 products of 25 and 12 bits is exact in float64.
+    """
+    high = np.rint(values / 4096.0)
+    low = values - high * 4096.0
+    total = linear(low).astype(np.int64) % Q
+    return (total + linear(high).astype(np.int64) % Q * 4096) % Q if high.any() else total

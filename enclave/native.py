@@ -25,7 +25,8 @@ _ACTIVATION = [("kind", "i8"), ("low", "f4"), ("high", "f4")]
 STEP = np.dtype(
     [
         ("kind", "i8"),
-        ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"), ("send_keep", "u8"),
+        ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"),
+        ("send_keep", "u8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
         ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
