@@ -278,7 +278,7 @@ class Residues:
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
     """Cut ``rows`` of ``width`` numbers each into blocks that stay in cache through several passes."""
-    step = max(1, (1 << 15) // width)
+    step = max(1, (1 << 16) // width)
     return (slice(at, at + step) for at in range(0, rows, step))
 
 

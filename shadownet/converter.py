@@ -207,6 +207,10 @@ class _Conversion:
                     self._refused[entry][lin.op.id] = "LiteRT's kernel for it rounds differently"
                 if self._options.bits and (why := unfit(lin, numbers(lin, part.graph, known, self._options.bits))):
                     self._refused[entry][lin.op.id] = why
+        if self._options.bits:
+            # Fixed point errs by a share of the loudest value, a logarithm is about the faint ones. Trial inputs may
+            # have none, real ones do.
+            self._refuse_before(AMPLIFIERS[0])
         if any(self._refused.values()):
             self.partitions = self._partition()
 
@@ -235,7 +239,8 @@ class _Conversion:
             before = upstream(part.graph, ends)
             for lin in part.linear:
                 if lin.op.id in before and (not kinds or lin.op.id not in ends):
-                    why = f"{kinds[0]} after it would amplify the rounding noise of its mask" if kinds else "imprecise"
+                    noise = "its rounding" if self._options.bits else "the rounding noise of its mask"
+                    why = f"{kinds[0]} after it would amplify {noise}" if kinds else "imprecise"
                     self._refused[entry][lin.op.id] = why
                     changed = True
         self.partitions = self._partition()

@@ -367,6 +367,15 @@ def test_extreme_inputs_residuals_and_other_shapes(tmp_path: Path, device_key: P
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
+def test_layers_before_a_logarithm_stay_inside(tmp_path: Path, device_key: Path) -> None:
+    """Fixed point loses what is faint beside what is loud; trial inputs need not show it."""
+    net = Model().net()
+    loud = net.unary("EXP", net.dense(net.input(2, 6), 5))
+    content = net.output(net.dense(net.unary("LOG", loud), 3)).model.content()
+    summary, _ = run_exact(content, [], tmp_path)
+    assert summary["layers_outsourced"] == 1 and "LOG" in summary["kept_inside"][0]
+
+
 # Options
 
 
