@@ -261,7 +261,8 @@ class Executor:
         natural = push.copy() if order is None else push[..., np.argsort(order)]
         digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
         residues.pop.digits.cut(natural, digits)
-        parts = [self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0] for digit in digits]
+        # Copies: each run leaves its result where the last one was.
+        parts = [np.array(self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
         return push, residues.image(parts)
 
     def _make_mask(self, number: int) -> Pair:
