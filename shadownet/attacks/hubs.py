@@ -92,10 +92,11 @@ def whiten(rows: Array, sample: Array, geometry: Geometry) -> Array:
         return rows
     shaped = sample.reshape(len(sample), k, c)
     size = max(float(np.square(shaped).mean()), TINY)
-    spatial = np.einsum("nkc,nlc->kl", shaped, shaped) / (len(sample) * c * size) + RIDGE * np.eye(k)
+    spread = shaped.transpose(1, 0, 2).reshape(k, -1)
+    spatial = spread @ spread.T / (len(sample) * c * size) + RIDGE * np.eye(k)
     channel = np.square(shaped).mean(axis=1).sum(axis=0) / size
     channel = (channel + SHRINK) / (len(sample) + SHRINK)
-    out = np.einsum("kl,nlc->nkc", inverse_root(spatial), rows.reshape(len(rows), k, c)) / np.sqrt(channel)
+    out = inverse_root(spatial) @ rows.reshape(len(rows), k, c) / np.sqrt(channel)
     return out.reshape(rows.shape)
 
 
@@ -114,7 +115,7 @@ def slopes(x: Array, f: Array, geometry: Geometry) -> Array:
     listen to it. So each channel's kernel counts as one draw of a multivariate t, fitted by expectation
     maximisation (Lange, Little, Taylor, JASA 1989), its tail chosen by likelihood.
     """
-    plain: Array = np.einsum("nd,nd->n", x, f) / np.maximum(np.einsum("nd,nd->n", f, f), TINY)
+    plain = plain_slopes(x, f)
     k, c = geometry.kernel[0] * geometry.kernel[1], geometry.channels
     if k * c != x.shape[1] or len(x) < 2:
         return plain
@@ -122,7 +123,13 @@ def slopes(x: Array, f: Array, geometry: Geometry) -> Array:
     return max(fits, key=lambda fit: fit[1])[0]
 
 
-def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 4, steps: int = 8) -> tuple[Array, float]:
+def plain_slopes(x: Array, f: Array) -> Array:
+    """Least squares, which here is the orthogonality of w and f: <x, f> / |f|^2."""
+    out: Array = np.einsum("nd,nd->n", x, f) / np.maximum(np.einsum("nd,nd->n", f, f), TINY)
+    return out
+
+
+def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: int = 6) -> tuple[Array, float]:
     """(slopes [n], log likelihood) under one tail; x and f are [n, k, c]."""
     n, k, c = x.shape
     b, weight, channel = start, np.ones((n, c)), np.ones(c)
@@ -130,11 +137,12 @@ def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 4, steps: 
     score = -math.inf
     for _ in range(rounds):
         noise = x - b[:, None, None] * f
-        scale = np.einsum("nkc,nkc,nc->n", noise, noise, weight / channel)[:, None] / (k * c) + TINY
-        spatial = np.einsum("nkc,nlc,nc->kl", noise, noise, weight / channel / scale) / (n * c)
+        scale = (np.square(noise).sum(axis=1) * weight / channel).sum(axis=1)[:, None] / (k * c) + TINY
+        spread = (noise * np.sqrt(weight / channel / scale)[:, None]).transpose(1, 0, 2).reshape(k, -1)
+        spatial = spread @ spread.T / (n * c)
         spatial = spatial * k / max(float(np.trace(spatial)), TINY) + 1e-3 * np.eye(k)
         root = inverse_root(spatial)
-        xw, fw = np.einsum("kl,nlc->nkc", root, x), np.einsum("kl,nlc->nkc", root, f)
+        xw, fw = root @ x, root @ f
         cross, power = np.einsum("nkc,nkc->nc", xw, fw), np.einsum("nkc,nkc->nc", fw, fw)
         square = np.einsum("nkc,nkc->nc", xw, xw)
         for _ in range(steps):

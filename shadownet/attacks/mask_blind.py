@@ -53,10 +53,13 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
 
 def strip(view: AdversaryView, layer: PublicLayer, rows: Array) -> Stripped:
     """Strip one group's ``rows`` [M, d]: the form that explains them better wins, ShadowNet's own if they tie."""
-    exact = layer.numbers != "float"
-    forms = [form(view, layer, rows, signed) for signed in ((False,) if exact else (True, False))]
-    best = max(forms, key=lambda f: f.affinity)
-    return forms[0] if forms[0].affinity > 0.98 * best.affinity else best
+    if layer.numbers != "float":  # scalars of both signs
+        return form(view, layer, rows, False)
+    own = form(view, layer, rows, True)
+    if view.scheme.startswith("shadownet:"):
+        return own
+    general = form(view, layer, rows, False)
+    return own if own.affinity > 0.98 * general.affinity else general
 
 
 def form(view: AdversaryView, layer: PublicLayer, rows: Array, signed: bool) -> Stripped:
@@ -74,20 +77,23 @@ def form(view: AdversaryView, layer: PublicLayer, rows: Array, signed: bool) -> 
             candidates.append((float(affinity.mean()), real, mask))
         _, real, mask = max(candidates, key=lambda item: item[0])
         chosen = np.zeros(len(rows), bool)
-        filters = factor(view, layer, rows[real], rows[mask])[0]
-        seen = hubs.whiten(rows, filters, layer.geometry)
-    affinity, real, mask = max(candidates, key=lambda item: item[0])
+        plain = hubs.plain_slopes(rows[real], rows[mask])
+        plain = np.where(np.abs(plain) < 1e-6, 1.0, plain)
+        seen = hubs.whiten(rows, rows[mask] - rows[real] / plain[:, None], layer.geometry)
+    fit, real, mask = max(candidates, key=lambda item: item[0])
     filters, name = factor(view, layer, rows[real], rows[mask])
     if signed and name == "unit":
         name = "shadownet, s = 1"
     elif signed:
         name = "shadownet, s unknown"
-    return Stripped(filters, np.stack([real, mask], axis=1), affinity, name)
+    return Stripped(filters, np.stack([real, mask], axis=1), fit, name)
 
 
 def factor(view: AdversaryView, layer: PublicLayer, x: Array, f: Array) -> tuple[Array, str]:
     """Filters [n, d] behind rows x with masks f, w = f - x / b for the slope b = -1 / s: (filters, form)."""
-    b = hubs.slopes(x, f, layer.geometry)
+    b = hubs.plain_slopes(x, f)
+    if not _told_unit(view, layer):
+        b = hubs.slopes(x, f, layer.geometry)
     if _unit_scalars(view, layer, x, f, b):
         b, name = np.where(b < 0, -1.0, 1.0), "unit"
     else:
@@ -101,9 +107,13 @@ def factor(view: AdversaryView, layer: PublicLayer, x: Array, f: Array) -> tuple
     return filters, name
 
 
+def _told_unit(view: AdversaryView, layer: PublicLayer) -> bool:
+    return layer.numbers != "float" or view.scheme == "shadownet:artifact"
+
+
 def _unit_scalars(view: AdversaryView, layer: PublicLayer, x: Array, f: Array, b: Array) -> bool:
     """Whether all scalars are +1 or -1: told by the scheme's name, or seen in slopes that are all near 1."""
-    if layer.numbers != "float" or view.scheme == "shadownet:artifact":
+    if _told_unit(view, layer):
         return True
     if view.scheme == "shadownet:paper" or not len(b):
         return False

@@ -19,7 +19,7 @@ class Recovery:
 
     ``rows`` are float64 [groups, n, d], in any order unless ``ordered`` says that they stand as in the public model.
     ``pairs``, int64 [k, 2], are claimed (filter slot, mask slot), counted over all groups; None where the attack makes
-    no such claim. ``scaled`` is False where rows are known up to a factor only. ``doubt`` is the attack's own criterion,
+    no such claim. ``scaled`` is False where rows are known up to a factor. ``doubt`` is the attack's own criterion,
     lower is better, comparable between variants of one attack only; ``form`` says which variant won. ``subspace``
     [groups, r, d] has orthonormal rows that should span the layer's filters, if the attack found such a space.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shadownet.attacks.recovery import TINY, Recovery, assign, norms
+from shadownet.attacks.recovery import TINY, Recovery, assign, norms, unit
 from shadownet.attacks.truth import TrueLayer
 
 Array = np.ndarray[Any, Any]
@@ -71,8 +71,7 @@ def score_layer(recovery: Recovery, truth: TrueLayer, base: Array | None = None,
     true, claimed = _flat(truth.rows, truth.depthwise), _flat(recovery.rows, truth.depthwise)
     errors, match = _matched(claimed, true)
     prior = None if base is None else _flat(base, truth.depthwise)
-    noise = rng.normal(size=true.shape)
-    noise *= norms(true) / norms(noise)
+    noise = norms(true) * unit(np.asarray(rng.normal(size=true.shape)))
     slots = None if recovery.pairs is None else random_pairs(recovery.pairs, truth, rng)
     return LayerScore(
         layer=truth.name,
@@ -113,7 +112,9 @@ def pair_share(pairs: Array | None, truth: TrueLayer) -> float | None:
         return None
     claimed = {(int(a), int(b)) for a, b in pairs}
     symmetric = (truth.restore.coefficient == 1.0).all(axis=0)
-    hits = [(a, b) in claimed or (bool(s) and (b, a) in claimed) for (a, b), s in zip(real.tolist(), symmetric)]
+    hits = [
+        (a, b) in claimed or (bool(s) and (b, a) in claimed) for (a, b), s in zip(real.tolist(), symmetric, strict=True)
+    ]
     return float(np.mean(hits))
 
 
