@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
+enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, SLOTS = 2 }; /* words of the call record, see shadownet/wire/arena.py */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
 /* LiteRtRunCompiledModel and its arguments for one layer. */
@@ -15,7 +15,7 @@ typedef struct {
     void *model;
     uint64_t signature;
     void **input, **output;
-    char *answer; /* the output's memory and its bytes */
+    char *next; /* memory that the next layer will answer into, and its bytes; 0 if it must not be touched before */
     uint64_t size;
 } Layer;
 
@@ -33,17 +33,15 @@ uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers,
     for (int spins = 0;; spins++) {
         const uint64_t request = __atomic_load_n(record + REQUEST, __ATOMIC_ACQUIRE);
         if (request != done) {
-            const uint64_t layer = record[LAYER];
+            const uint64_t layer = record[LAYER + (done + 1) % SLOTS];
             int failed = layer >= count;
             if (!failed) failed = run(layers[layer].model, layers[layer].signature, 1, layers[layer].input, 1,
                                       layers[layer].output) != 0;
-            record[STATUS] = (uint64_t)failed;
-            done = request;
+            record[STATUS + ++done % SLOTS] = (uint64_t)failed;
             __atomic_store_n(record + REPLY, done, __ATOMIC_RELEASE);
             if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return done; /* full: it has rung */
-            const Layer *following = layers + (layer + 1 < count ? layer + 1 : 0);
-            next = following->answer;
-            end = next + (layer < count && next != layers[layer].answer ? following->size : 0);
+            next = layer < count ? layers[layer].next : 0;
+            end = next ? next + layers[layer].size : 0;
             start = now_ns();
             spins = 0;
             continue;

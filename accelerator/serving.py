@@ -13,7 +13,7 @@ class _Layer(ctypes.Structure):
         ("signature", ctypes.c_uint64),
         ("input", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
-        ("answer", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
         ("size", ctypes.c_uint64),
     )
 

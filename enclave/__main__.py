@@ -11,6 +11,7 @@ import contextlib
 import select
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,39 +73,55 @@ class Worker:
         if self._entry not in self._executor.program.entries:
             raise errors.InputError("the model has no such subgraph")
         shapes = [parse_shape(s) for s in request["shapes"]]
-        self._interface = self._executor.allocate(self._entry, shapes)
+        self._interface = self._executor.allocate(self._entry, shapes, 2 if request["pipelined"] else 1)
         offsets, end = [], 0
         for spec in (*self._interface[0], *self._interface[1]):
             offsets.append(end)
             end += aligned(spec.nbytes)
         if self._arena is not None:
             self._arena.close()
-        self._arena = Arena.create(end, "app")
+        self._apart = end  # bytes from one request's tensors to the next's
+        self._arena = Arena.create(end * self._executor.lanes, "app")
         count = len(self._interface[0])
         self._offsets = offsets[:count], offsets[count:]
         sides = [[spec.to_json() for spec in side] for side in self._interface]
-        return {"inputs": sides[0], "outputs": sides[1], "offsets": self._offsets}, self._arena
+        places = {"offsets": self._offsets, "apart": self._apart, "lanes": self._executor.lanes}
+        return {"inputs": sides[0], "outputs": sides[1], **places}, self._arena
 
-    def invoke(self, strings: list[Array]) -> tuple[dict[str, Any], list[Array]]:
-        """Run once: fixed-size tensors through the app's arena, others with the message."""
+    def invoke(self, count: int, strings: list[Array]) -> tuple[dict[str, Any], list[Array]]:
+        """Run ``count`` requests: fixed-size tensors through the app's arena, others with the message."""
         if self._interface is None or self._arena is None:
             raise errors.InputError("call allocate_tensors() first")
+        if not 1 <= count <= self._executor.lanes:
+            raise errors.InputError("so many requests do not run at a time")
         waiting = iter(strings)
+        requests = [self._inputs(k, waiting) for k in range(count)]
+        attached: list[Array] = []
+        shapes = []
+        for k, outputs in enumerate(self._executor.invoke_many(requests)):
+            shapes.append([list(value.shape) for value in outputs])
+            self._deliver(k, outputs, attached)
+        return {"shapes": shapes}, attached
+
+    def _inputs(self, lane: int, strings: Iterator[Array]) -> list[Array]:
+        assert self._interface is not None and self._arena is not None
         inputs = []
         for spec, offset in zip(self._interface[0], self._offsets[0], strict=True):
             if spec.dtype == "string":
-                inputs.append(next(waiting))
+                inputs.append(next(strings))
             else:  # a private copy: the app may write while we read
-                inputs.append(np.array(self._arena.array(offset, spec.shape, DTYPES[spec.dtype])))
-        outputs = self._executor.invoke(inputs)
-        attached = []
+                at = lane * self._apart + offset
+                inputs.append(np.array(self._arena.array(at, spec.shape, DTYPES[spec.dtype])))
+        return inputs
+
+    def _deliver(self, lane: int, outputs: list[Array], attached: list[Array]) -> None:
+        assert self._interface is not None and self._arena is not None
         for spec, offset, value in zip(self._interface[1], self._offsets[1], outputs, strict=True):
             if spec.dynamic or spec.dtype == "string" or value.shape != spec.shape:
                 attached.append(value)
             else:
-                np.copyto(self._arena.array(offset, spec.shape, DTYPES[spec.dtype]), value)
-        shapes = [list(value.shape) for value in outputs]
-        return {"shapes": shapes}, attached
+                at = lane * self._apart + offset
+                np.copyto(self._arena.array(at, spec.shape, DTYPES[spec.dtype]), value)
 
     def prepare(self, sets: int) -> dict[str, Any]:
         if self._interface is None:
@@ -143,7 +160,7 @@ class Worker:
     def _answer(self, app: Channel, request: dict[str, Any], tensors: list[Array]) -> None:
         verb = request.get("do")
         if verb == "invoke":
-            reply, attached = self.invoke(tensors)
+            reply, attached = self.invoke(int(request["count"]), tensors)
             app.send(reply, attached)
         elif verb == "open":
             app.send(self.open(request))

@@ -20,7 +20,7 @@
 #endif
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
-enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
+enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, SLOTS = 2 }; /* words of the call record, see shadownet/wire/arena.py */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
@@ -98,9 +98,13 @@ static inline void relax(void) {
 #endif
 }
 
+/* Whether request number `sequence` was answered; replies are counted, and may run ahead of it. */
+static int answered(const Link *link, uint64_t sequence) {
+    return (int64_t)(__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) - (sequence - 1)) != 0;
+}
+
 /* Sleep until the accelerator rings, its socket stirs, or the deadline passes. */
-static int sleep_for(Link *link, uint64_t before, int64_t deadline) {
-    volatile uint64_t *reply = link->record + REPLY;
+static int sleep_for(Link *link, uint64_t sequence, int64_t deadline) {
     for (;;) {
         int64_t left = deadline - now_ns();
         if (left <= 0) return LATE;
@@ -111,7 +115,7 @@ static int sleep_for(Link *link, uint64_t before, int64_t deadline) {
             char drain[4096];
             if (read((int)link->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return GONE;
         }
-        if (*reply != before) return OK;
+        if (answered(link, sequence)) return OK;
         if (ready > 0 && (fds[1].revents || fds[2].revents || (fds[0].revents & ~POLLIN))) return GONE;
     }
 }
@@ -136,20 +140,19 @@ static inline void claim(Stream *s) {
     for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) *(volatile char *)(uintptr_t)s->next = 0;
 }
 
-/* Ask for a layer. */
+/* Ask for a layer. At most SLOTS requests are out at a time; their numbers tell which slot is whose. */
 static int ask(Link *link, int64_t layer) {
-    volatile uint64_t *record = link->record;
-    record[LAYER] = (uint64_t)layer;
-    __atomic_store_n(link->record + REQUEST, ++link->sequence, __ATOMIC_RELEASE);
+    const uint64_t sequence = ++link->sequence;
+    ((volatile uint64_t *)link->record)[LAYER + sequence % SLOTS] = (uint64_t)layer;
+    __atomic_store_n(link->record + REQUEST, sequence, __ATOMIC_RELEASE);
     return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK; /* full: it has rung */
 }
 
-/* Wait for the reply; meanwhile take over what will be written, and fetch the masks. */
-static int await(Link *link, int64_t start, Stream send, Stream pop, Stream push) {
-    const uint64_t sequence = link->sequence, before = sequence - 1;
+/* Wait for the reply to a request; meanwhile take over what will be written, and fetch the masks. */
+static int await(Link *link, uint64_t sequence, int64_t start, Stream send, Stream pop, Stream push) {
     int outcome = LATE;
     for (int spins = 0;; spins++) {
-        if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != before) {
+        if (answered(link, sequence)) {
             outcome = OK;
             break;
         }
@@ -166,10 +169,10 @@ static int await(Link *link, int64_t start, Stream send, Stream pop, Stream push
         if (waited > link->spin_ns) break;
         if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the accelerator first */
     }
-    if (outcome != OK) outcome = sleep_for(link, before, start + link->timeout_ns);
+    if (outcome != OK) outcome = sleep_for(link, sequence, start + link->timeout_ns);
     if (outcome != OK) return outcome;
-    if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != sequence) return WRONG;
-    return ((volatile uint64_t *)link->record)[STATUS] == 0 ? OK : FAILED;
+    if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) - sequence > link->sequence - sequence) return WRONG;
+    return ((volatile uint64_t *)link->record)[STATUS + sequence % SLOTS] == 0 ? OK : FAILED;
 }
 
 /* Copy shared memory into private memory and tell whether all of it is finite: each byte is read once. */
@@ -270,34 +273,6 @@ static int take(const Finish *f, const Check *check, int64_t blocks, double norm
     return agree(check, f->rows, norm) ? OK : NOT_RIGHT;
 }
 
-static int run_layer(Link *link, const Finish *f, float *row, const float *zeros, const char *masks) {
-    const int64_t size = f->rows * f->n, asked = now_ns();
-    const float *pop = at(masks, f->pop), *push = at(masks, f->push);
-    const Check *check = f->check && f->check->active ? f->check : 0;
-    int outcome = ask(link, f->layer);
-    if (outcome != OK) return outcome;
-    const int64_t waiting = check ? now_ns() : asked;
-    double norm = 0;
-    if (check) norm = expect(check, have_avx512());
-    const int64_t checked = check ? now_ns() : asked;
-    outcome = await(link, asked, stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size));
-    const int64_t start = now_ns();
-    link->checking_ns += checked - waiting;
-    link->waiting_ns += start - asked - (checked - waiting);
-    if (outcome != OK) return outcome;
-    const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
-    outcome = take(f, check, blocks, norm);
-    const int64_t middle = now_ns();
-    link->reading_ns += middle - start;
-    if (outcome != OK) return outcome;
-#if HAVE_AVX512
-    if (blocks) finish_blocks(f, blocks, pop, push);
-#endif
-    finish_rows(f, blocks * 16, row, zeros, pop, push);
-    link->finishing_ns += now_ns() - middle;
-    return OK;
-}
-
 /* Mask a private tensor into a layer's shared input. */
 CLONES static void send_rows(const Send *s, const float *mask) {
     for (int64_t r = 0; r < s->rows; r++) {
@@ -313,21 +288,75 @@ CLONES static void send_rows(const Send *s, const float *mask) {
     }
 }
 
-/* Run steps in order with one set of masks. Returns OK, or an outcome and in `failed` the index of the step at which it came up. */
-int sn_run(Link *link, const Step *steps, int64_t count, float *row, const float *zeros, const char *masks,
-           int64_t *failed) {
-    for (int64_t k = 0; k < count; k++) {
-        if (steps[k].kind == SEND) {
-            const int64_t start = now_ns();
-            send_rows(&steps[k].send, at(masks, steps[k].send.push));
-            link->sending_ns += now_ns() - start;
-            continue;
-        }
-        const int outcome = run_layer(link, &steps[k].finish, row, zeros, masks);
-        if (outcome != OK) {
-            *failed = k;
-            return outcome;
+/* One inference on its way through its steps. Two lanes keep the accelerator busy while one of them is finished here. */
+typedef struct {
+    const Step *steps;
+    int64_t count, next; /* the step that runs */
+    const char *masks;
+    uint64_t sequence; /* of the request that is out */
+    int64_t asked;
+    double norm;
+} Lane;
+
+static const Check *check_of(const Finish *f) { return f->check && f->check->active ? f->check : 0; }
+
+/* Run what needs no accelerator, then ask for the next layer, whose check is prepared while it works. */
+static int start_layer(Link *link, Lane *lane) {
+    for (; lane->next < lane->count && lane->steps[lane->next].kind == SEND; lane->next++) {
+        const Send *s = &lane->steps[lane->next].send;
+        const int64_t start = now_ns();
+        send_rows(s, at(lane->masks, s->push));
+        link->sending_ns += now_ns() - start;
+    }
+    if (lane->next == lane->count) return OK;
+    const Finish *f = &lane->steps[lane->next].finish;
+    lane->asked = now_ns();
+    const int outcome = ask(link, f->layer);
+    lane->sequence = link->sequence;
+    if (outcome != OK || !check_of(f)) return outcome;
+    const int64_t start = now_ns();
+    lane->norm = expect(check_of(f), have_avx512());
+    link->checking_ns += now_ns() - start;
+    return OK;
+}
+
+/* Take the answer and finish the layer. */
+static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
+    const Finish *f = &lane->steps[lane->next].finish;
+    const int64_t size = f->rows * f->n, start = now_ns();
+    const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
+    const Stream claimed = stream(f->claim ? f->send : 0, size);
+    int outcome = await(link, lane->sequence, lane->asked, claimed, stream(pop, size), stream(push, size));
+    const int64_t arrived = now_ns();
+    link->waiting_ns += arrived - start;
+    if (outcome != OK) return outcome;
+    const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
+    outcome = take(f, check_of(f), blocks, lane->norm);
+    const int64_t taken = now_ns();
+    link->reading_ns += taken - arrived;
+    if (outcome != OK) return outcome;
+#if HAVE_AVX512
+    if (blocks) finish_blocks(f, blocks, pop, push);
+#endif
+    finish_rows(f, blocks * 16, row, zeros, pop, push);
+    link->finishing_ns += now_ns() - taken;
+    lane->next++;
+    return OK;
+}
+
+/* Run lanes through their steps, in turn. Returns OK, or an outcome and in `failed` the layer at which it came up. */
+int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *failed) {
+    int outcome = OK;
+    for (int64_t l = 0; l < count && outcome == OK; l++) outcome = start_layer(link, lanes + l);
+    for (int64_t left = 1; left && outcome == OK;) {
+        left = 0;
+        for (int64_t l = 0; l < count && outcome == OK; l++) {
+            if (lanes[l].next == lanes[l].count) continue;
+            outcome = end_layer(link, lanes + l, row, zeros);
+            if (outcome == OK) outcome = start_layer(link, lanes + l);
+            if (outcome != OK) *failed = lanes[l].steps[lanes[l].next].finish.layer;
+            left = 1;
         }
     }
-    return OK;
+    return outcome;
 }

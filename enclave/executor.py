@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from enclave import formats, native
+from enclave import formats, native, stretch
 from enclave.exact import Residues
 from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
@@ -22,7 +22,7 @@ from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
-Action = Segment | Layer | Stretch
+Action = Segment | Layer | list[Stretch]  # a stretch for each lane
 
 
 class Executor:
@@ -44,8 +44,9 @@ class Executor:
             for layer in (program.layers if program.checked else [])
         }
         self._geometries: dict[int, Geometry] = {}
-        self._native_checks: dict[int, NativeCheck] = {}
+        self._native_checks: dict[int, list[NativeCheck]] = {}  # by layer, one for each lane
         self._shapes: list[tuple[Shape, Shape]] = []  # of each layer's input and output
+        self.lanes = 1
         self._entry: int | None = None
         self._inputs: list[Shape] = []
         self._actions: list[tuple[Action, list[int]]] = []
@@ -53,13 +54,17 @@ class Executor:
         self.masks = MaskPool([], self._make_mask, mask_memory)
         self.seconds = 0.0
 
-    def allocate(self, key: int, shapes: list[Shape]) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def allocate(self, key: int, shapes: list[Shape], lanes: int = 1) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Propagate input shapes through an entry; returns its interface with concrete shapes.
 
+        With two ``lanes``, two inferences at a time share the way (:meth:`invoke_many`) if nothing keeps state.
         Masks made for another entry or other shapes are discarded. Raises ``InputError`` if LiteRT cannot run the
         model so.
         """
         entry = self.program.entries[key]
+        lanes = lanes if native.load() is not None and not self.program.stateful else 1
+        if lanes != self.lanes:
+            self.lanes, self._shapes, self._entry = lanes, [], None
         known: dict[int, Shape] = {t: a.shape for t, a in entry.constants.items()}
         known |= {spec.index: shape for spec, shape in zip(entry.inputs, shapes, strict=True)}
         layers = dict(enumerate(self._shapes))
@@ -113,7 +118,8 @@ class Executor:
                     "output": _times(layer.stack, (*out[:-1], layer.slots)),
                 }
                 for layer, (inp, out) in zip(self.program.layers, wanted, strict=True)
-            ]
+            ],
+            self.lanes,
         )
         self._shapes = wanted
 
@@ -136,7 +142,7 @@ class Executor:
                 at += 1
                 continue
             dead = [t for step in entry.dead_after[at:end] for t in step]
-            self._actions.append((self._stretch(entry, at, end), dead))
+            self._actions.append(([self._stretch(entry, at, end, lane) for lane in range(self.lanes)], dead))
             at = end
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
 
@@ -146,7 +152,7 @@ class Executor:
             return False
         return step.format.residual < 0 or known[step.format.residual] == self._shapes[step.number][1]
 
-    def _stretch(self, entry: Entry, at: int, end: int) -> Stretch:
+    def _stretch(self, entry: Entry, at: int, end: int, lane: int) -> Stretch:
         layers = [step for step in entry.steps[at:end] if isinstance(step, Layer)]
         later = {spec.index for spec in entry.outputs}
         for step in entry.steps[end:]:
@@ -157,48 +163,67 @@ class Executor:
             for layer in layers
             if layer.number in self._checkers
         }
-        self._native_checks |= checks
-        made = Stretch(layers, self._shapes, later, self._link, checks)
+        for number, check in checks.items():
+            self._native_checks.setdefault(number, []).append(check)
+        made = Stretch(layers, self._shapes, later, self._link, checks, lane)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
         """One inference of the allocated entry. ``inputs`` are private copies in its order; returns the outputs,
         which stay valid until the next call."""
+        return self.invoke_many([inputs])[0]
+
+    def invoke_many(self, requests: list[list[Array]]) -> list[list[Array]]:
+        """As many inferences as there are lanes, or fewer: while the accelerator works on one, the enclave works on
+        the other. Results are those of one after the other."""
         if self._entry is None:
             raise InputError("call allocate_tensors() first")
         start = time.perf_counter()
         entry = self.program.entries[self._entry]
+        tensors = [self._accept(entry, inputs) for inputs in requests]
+        masks = [self.masks.take() for _ in requests]
+        self._choose()
+        for action, dead in self._actions:
+            self._act(action, tensors, masks)
+            for found in tensors:
+                for t in dead:
+                    found.pop(t, None)
+        for used in masks:
+            self.masks.recycle(used)
+        self.seconds += time.perf_counter() - start
+        return [[found[spec.index] for spec in entry.outputs] for found in tensors]
+
+    @staticmethod
+    def _accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
         tensors = dict(entry.constants)
         for spec, value in zip(entry.inputs, inputs, strict=True):
             if value.dtype.kind in "fc" and not _finite(value):
                 raise InputError(f"input {spec.name!r} holds values that are not finite")
             tensors[spec.index] = value
-        masks = self.masks.take()
-        self._choose()
-        for action, dead in self._actions:
+        return tensors
+
+    def _act(self, action: Action, tensors: list[dict[int, Array]], masks: list[MaskSet]) -> None:
+        if isinstance(action, list):
+            stretch.run(action[: len(tensors)], tensors, masks, self.trace)
+            return
+        for found, own in zip(tensors, masks, strict=True):
             began = time.perf_counter()
             if isinstance(action, Segment):
-                self._segment(action, tensors)
+                self._segment(action, found, copied=len(tensors) > 1)
                 self.trace.add(f"segment {action.subgraph}", "enclave", began)
-            elif isinstance(action, Stretch):
-                action.run(tensors, masks, self.trace)
             else:
-                tensors[action.output] = self._linear(action, tensors, masks)
+                found[action.output] = self._linear(action, found, own)
                 self.trace.add(action.name, "enclave", began)
-            for t in dead:
-                tensors.pop(t, None)
-        self.masks.recycle(masks)
-        self.seconds += time.perf_counter() - start
-        return [tensors[spec.index] for spec in entry.outputs]
 
     def _choose(self) -> None:
-        """Choose the layer calls of one inference that are checked."""
+        """Choose the layer calls that are checked; inferences under way at the same time share the choice."""
         if self._checkers:
             self._chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
         if self._policy.share < 1:
-            for number, check in self._native_checks.items():
-                check.record["active"] = self._chosen[number]
+            for number, checks in self._native_checks.items():
+                for check in checks:
+                    check.record["active"] = self._chosen[number]
 
     def _check(self, layer: Layer, sent: Array, answer: Array) -> None:
         """Raises ``IntegrityError`` if the layer's turn is checked and the answer does not belong to what was sent."""
@@ -208,9 +233,12 @@ class Executor:
             assert self._link is not None
             self._link.refuse(layer.name)
 
-    def _segment(self, segment: Segment, tensors: dict[int, Array]) -> None:
+    def _segment(self, segment: Segment, tensors: dict[int, Array], copied: bool) -> None:
+        """``copied``: results must outlive the segment's next run."""
         inputs, outputs = ([local for _, local in side] for side in (segment.inputs, segment.outputs))
         results = self._runtime().run(segment.subgraph, inputs, [tensors[t] for t, _ in segment.inputs], outputs)
+        if copied:
+            results = [np.array(result) for result in results]
         tensors.update(zip((t for t, _ in segment.outputs), results, strict=True))
 
     def _linear(self, layer: Layer, tensors: dict[int, Array], masks: MaskSet) -> Array:
@@ -288,8 +316,8 @@ class Executor:
         (pop,) = self._runtime().run(layer.pop, [0], [natural], [layer.pop_output])
         if layer.format.exact:
             return push, layer.pop_limbs.join(pop)
-        stretch = self._stretches.get(number)
-        return stretch.arrange(number, push, pop) if stretch else (push, pop)
+        own = self._stretches.get(number)
+        return own.arrange(number, push, pop) if own else (push, pop)
 
     def reset(self) -> None:
         if self._trusted is not None:

@@ -46,18 +46,26 @@ class Accelerator:
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
-    def open(self, layers: list[dict[str, Any]]) -> None:
+    def open(self, layers: list[dict[str, Any]], lanes: int = 1) -> None:
         """Agree on shapes: each layer has ``signature``, ``input`` and ``output`` (float32 shapes).
 
-        Layers take turns with two input and two output regions. Raises ``WorkerError``.
+        Layers take turns with two input and two output regions. A second lane has regions of its own; its layers
+        follow those of the first. Raises ``WorkerError``.
         """
+        self._layer_count = len(layers)
         self._names = [str(layer["signature"]) for layer in layers]
         shapes = [(tuple(layer["input"]), tuple(layer["output"])) for layer in layers]
         sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*shapes, strict=True)] or [[], []]
         size_in, size_out = (aligned(max(column, default=0)) for column in sizes)
         # Two regions each, in turn: while one is read, the other's cache lines can change hands.
-        self._offsets = [(k % 2 * size_in, 2 * size_in + k % 2 * size_out) for k in range(len(layers))]
-        arena = Arena.create(2 * (size_in + size_out), "accelerator")
+        regions = 2 * (size_in + size_out)
+        self._offsets = [
+            (lane * regions + k % 2 * size_in, lane * regions + 2 * size_in + k % 2 * size_out)
+            for lane in range(lanes)
+            for k in range(len(layers))
+        ]
+        layers, shapes, self._names = layers * lanes, shapes * lanes, self._names * lanes
+        arena = Arena.create(lanes * regions, "accelerator")
         theirs, request = pipe()
         reply, answer_fd = pipe()
         try:
@@ -97,13 +105,17 @@ class Accelerator:
         """Raise the error for an answer that failed its check."""
         self._refuse("not right", name)
 
-    def input(self, layer: int) -> Array:
-        """The shared view into which the layer's masked input is written."""
-        return self._views[layer][0]
+    def of_lane(self, layer: int, lane: int) -> int:
+        """The number under which the accelerator has a layer of this lane."""
+        return layer + lane * self._layer_count
 
-    def output(self, layer: int) -> Array:
+    def input(self, layer: int, lane: int = 0) -> Array:
+        """The shared view into which the layer's masked input is written."""
+        return self._views[self.of_lane(layer, lane)][0]
+
+    def output(self, layer: int, lane: int = 0) -> Array:
         """The shared view of a layer's answer. Untrusted, and to be read once: through :meth:`read`."""
-        return self._views[layer][1]
+        return self._views[self.of_lane(layer, lane)][1]
 
     def plan(self, steps: Array, width: int) -> Plan:
         """Make ready steps of the C loop (``enclave.native.STEP``), whose rows have at most ``width`` columns."""
@@ -112,37 +124,44 @@ class Accelerator:
         row, zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
         return Plan(steps, len(layers), sent, received, (row, zeros), *map(native.address, (row, zeros)))
 
-    def run(self, plan: Plan, masks: int, trace: Trace) -> None:
-        """Run a plan with the masks at address ``masks``. Raises as :meth:`call` and :meth:`read` do."""
+    def run(self, plans: list[Plan], masks: list[int], trace: Trace) -> None:
+        """Run a plan, or one for each of two lanes in turn, with the masks at these addresses.
+
+        Raises as :meth:`call` and :meth:`read` do.
+        """
         link = self._native
         link.sequence, waited = self._caller.sequence, link.waiting_ns
-        at = plan.steps.ctypes.data
-        if trace.enabled:
-            for k in range(len(plan.steps)):
-                self._traced(plan, k, at + k * plan.steps.itemsize, masks, trace)
+        lanes = np.zeros(len(plans), native.LANE)
+        for lane, plan, at in zip(lanes, plans, masks, strict=True):
+            lane["steps"], lane["count"], lane["masks"] = plan.steps.ctypes.data, len(plan.steps), at
+        if trace.enabled and len(plans) == 1:
+            self._traced(plans[0], lanes, trace)
         else:
-            self._run(plan, 0, at, len(plan.steps), masks)
+            self._run(plans[0], lanes)
         self._caller.sequence = link.sequence
         self.seconds += (link.waiting_ns - waited) * 1e-9
-        self.crossings += plan.crossings
-        self.bytes_out += plan.bytes_out
-        self.bytes_in += plan.bytes_in
+        self.crossings += sum(plan.crossings for plan in plans)
+        self.bytes_out += sum(plan.bytes_out for plan in plans)
+        self.bytes_in += sum(plan.bytes_in for plan in plans)
 
-    def _run(self, plan: Plan, first: int, at: int, count: int, masks: int) -> None:
+    def _run(self, plan: Plan, lanes: Array) -> None:
         failed = ctypes.c_int64(0)
-        code = native.load()(self._native, at, count, plan.row, plan.zeros, masks, failed)
+        code = native.load()(self._native, lanes.ctypes.data, len(lanes), plan.row, plan.zeros, failed)
         if code:
             self._caller.sequence = self._native.sequence
-            self._refuse(native.OUTCOMES[code], self._names[int(plan.steps["layer"][first + failed.value])])
+            self._refuse(native.OUTCOMES[code], self._names[failed.value])
 
-    def _traced(self, plan: Plan, step: int, at: int, masks: int, trace: Trace) -> None:
-        start, waited = time.perf_counter(), self._native.waiting_ns
-        self._run(plan, step, at, 1, masks)
-        name, layer = "mask and send", int(plan.steps["layer"][step])
-        if plan.steps["kind"][step] == native.FINISH:
-            name, sent = self._names[layer], self._views[layer][0].nbytes
-            trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
-        trace.add(name, "enclave", start)
+    def _traced(self, plan: Plan, lanes: Array, trace: Trace) -> None:
+        """Step by step, so that each can be timed."""
+        for step, (kind, layer) in enumerate(zip(plan.steps["kind"], plan.steps["layer"], strict=True)):
+            start, waited = time.perf_counter(), self._native.waiting_ns
+            lanes["next"], lanes["count"] = step, step + 1
+            self._run(plan, lanes)
+            name = "mask and send"
+            if kind == native.FINISH:
+                name, sent = self._names[layer], self._views[layer][0].nbytes
+                trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
+            trace.add(name, "enclave", start)
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""

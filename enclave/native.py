@@ -43,6 +43,12 @@ CHECK = np.dtype(
         *((name, "u8") for name in ("vectors", "filters", "input", "expected", "sums")), ("tolerance", "f8"),
     ]
 )  # fmt: skip
+LANE = np.dtype(
+    [
+        ("steps", "u8"), ("count", "i8"), ("next", "i8"), ("masks", "u8"), ("sequence", "u8"), ("asked", "i8"),
+        ("norm", "f8"),
+    ]
+)  # fmt: skip
 
 
 class Link(ctypes.Structure):
@@ -75,7 +81,7 @@ def load() -> Any:
         return None
     run = library.sn_run
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    run.argtypes = (ctypes.POINTER(Link), pointer, count, pointer, pointer, pointer, ctypes.POINTER(count))
+    run.argtypes = (ctypes.POINTER(Link), pointer, count, pointer, pointer, ctypes.POINTER(count))
     run.restype = ctypes.c_int
     return run
 

@@ -90,13 +90,15 @@ class Entry:
 class Program:
     """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none.
 
-    ``checked`` is the share of layer calls whose answers are checked, 0 to 1.
+    ``checked`` is the share of layer calls whose answers are checked, 0 to 1; ``stateful`` programs remember something
+    from one inference to the next.
     """
 
     layers: list[Layer]
     entries: dict[int, Entry]
     model: bytes
     checked: float
+    stateful: bool
 
     @classmethod
     def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
@@ -107,7 +109,7 @@ class Program:
             checked = float(record["checked"])
             if not 0 <= checked <= 1:
                 raise ValueError("no share of layer calls")
-            return cls(layers, entries, blobs["trusted"].tobytes(), checked)
+            return cls(layers, entries, blobs["trusted"].tobytes(), checked, bool(record["stateful"]))
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 

@@ -15,7 +15,7 @@ import numpy as np
 from enclave import native
 from enclave.formats import Activation, Float
 from enclave.integrity import NativeCheck
-from enclave.link import Accelerator
+from enclave.link import Accelerator, Plan
 from enclave.masks import Layout, MaskSet, Pair
 from enclave.program import Layer
 from enclave.trace import Trace
@@ -39,9 +39,9 @@ class Stretch:
 
     def __init__(
         self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], link: Accelerator,
-        checks: dict[int, NativeCheck],
+        checks: dict[int, NativeCheck], lane: int,
     ) -> None:  # fmt: skip
-        self.layers, self._link, self._shapes, self._checks = layers, link, shapes, checks
+        self.layers, self.link, self._shapes, self._checks, self._lane = layers, link, shapes, checks, lane
         self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
         self.streamed_push: set[int] = set()  # and of these their push half in the C loop's; pop halves all are
         self._keep: list[Array] = []
@@ -106,10 +106,10 @@ class Stretch:
             "send_rows": int(np.prod(shape[:-1])),
             "send_n": shape[-1],
             "order": self._pointer(layer.restore.order),
-            "target": native.address(self._link.input(layer.number)),
+            "target": native.address(self.link.input(layer.number, self._lane)),
         }
         if layer.number in self._checks:
-            step["send_keep"] = native.address(self._link.kept)
+            step["send_keep"] = native.address(self.link.kept)
         self._refer(step, len(steps), "source", layer.input)
         if layer.masked:
             self._patch("send_push", len(steps), layer)
@@ -126,12 +126,12 @@ class Stretch:
 
         step = {
             "kind": native.FINISH,
-            "layer": layer.number,
+            "layer": self.link.of_lane(layer.number, self._lane),
             "rows": int(np.prod(shape[:-1])),
             "slots": slots,
             "n": shape[-1],
-            "answer": native.address(self._link.output(layer.number)),
-            "copy": native.address(self._link.private),
+            "answer": native.address(self.link.output(layer.number, self._lane)),
+            "copy": native.address(self.link.private),
             "terms": layer.restore.slot.shape[0],
             "slot": arranged(layer.restore.slot),
             "coefficient": arranged(layer.restore.coefficient),
@@ -150,10 +150,10 @@ class Stretch:
             if order is not None:
                 self.pop_orders[layer.number] = order
         if following is not None:
-            step["send"] = native.address(self._link.input(following.number))
-            step["claim"] = int(step["send"] != native.address(self._link.input(layer.number)))
+            step["send"] = native.address(self.link.input(following.number, self._lane))
+            step["claim"] = int(step["send"] != native.address(self.link.input(layer.number, self._lane)))
             if following.number in self._checks:
-                step["keep"] = native.address(self._link.kept)
+                step["keep"] = native.address(self.link.kept)
             if following.masked:
                 self._patch("push", len(steps), following)
                 self.streamed_push.add(following.number)
@@ -188,20 +188,27 @@ class Stretch:
             self._steps[name][patch.rows] = (layout.pop_at if name == "pop" else layout.push_at)[patch.layers]
         self._layout = layout
 
-    def run(self, tensors: dict[int, Array], masks: MaskSet, trace: Trace) -> None:
-        """Run all layers; results that are read later are put into ``tensors``. Raises as ``Accelerator.call``."""
-        steps, alive = self._steps, []
+    def ready(self, tensors: dict[int, Array], masks: MaskSet) -> Plan:
+        """Point the steps at tensors that were made elsewhere and at these masks. The tensors must outlive the run."""
+        steps = self._steps
         for row, name, tensor in self._outside:
-            array = np.ascontiguousarray(tensors[tensor], np.float32)
+            array = tensors[tensor] = np.ascontiguousarray(tensors[tensor], np.float32)
             rows, width = ("send_rows", "send_n") if name == "source" else ("rows", "n")
             if array.size != steps[rows][row] * steps[width][row]:
                 raise InputError("a tensor has another size than when the shapes were fixed")
-            alive.append(array)
             steps[name][row] = array.ctypes.data
         if self._layout is not masks.layout:
             self._place(masks.layout)
-        self._link.run(self._plan, masks.address, trace)
-        tensors.update(self.outputs)
+        return self._plan
+
+
+def run(stretches: list[Stretch], tensors: list[dict[int, Array]], masks: list[MaskSet], trace: Trace) -> None:
+    """Run all layers of a stretch, or of the same one in two lanes; results that are read later are put into
+    ``tensors``. Raises as ``Accelerator.call``."""
+    plans = [s.ready(t, m) for s, t, m in zip(stretches, tensors, masks, strict=True)]
+    stretches[0].link.run(plans, [m.address for m in masks], trace)
+    for stretch, found in zip(stretches, tensors, strict=True):
+        found.update(stretch.outputs)
 
 
 def runnable(layer: Layer) -> bool:

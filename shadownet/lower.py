@@ -15,11 +15,11 @@ from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Obfuscated, Scheme
 from shadownet import tiling
 from shadownet.cost import sending
-from shadownet.graph import Graph, ModelWriter
+from shadownet.graph import Graph, ModelWriter, Subgraph
 from shadownet.graph.ir import OP_NAMES
 from shadownet.interface import interface_spec
 from shadownet.linear import OPTIONS, LinearOp
-from shadownet.partition import Partition, Step
+from shadownet.partition import HANDLES, Partition, Step
 from shadownet.progress import track
 from shadownet.quantized import Bits, Numbers, constants, numbers
 from shadownet.relatives import against, factored
@@ -93,6 +93,7 @@ class Lowering:
         self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
         program = {
             "checked": self._checked,
+            "stateful": any(_stateful(graph) for graph in self._graph.subgraphs),
             "entries": entries,
             "layers": self._layers,
             "signatures": [
@@ -287,6 +288,11 @@ class Lowering:
             "inputs": [[t, mapping[t]] for t in step.inputs],
             "outputs": [[t, mapping[t]] for t in step.outputs],
         }
+
+
+def _stateful(graph: Subgraph) -> bool:
+    """Whether a subgraph may remember something from one run to the next."""
+    return any(t.raw.isVariable for t in graph.tensors) or any(op.kind in HANDLES for op in graph.ops)
 
 
 def weight_parts(content: bytes) -> list[list[tuple[int, list[int]]]]:

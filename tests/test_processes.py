@@ -490,11 +490,11 @@ class Fake:
             "first": (0, -np.inf, np.inf), "second": (0, -np.inf, np.inf), "result": native.address(result),
         }.items():  # fmt: skip
             steps[name] = value
-        self.link.run(self.link.plan(steps, 16), 0, Trace(False))
+        self.link.run([self.link.plan(steps, 16)], [0], Trace(False))
         return result
 
     def reply(self, sequence: int, status: int = shared.OK) -> None:
-        self.words[shared._STATUS] = status
+        self.words[shared._STATUS + sequence % 2] = status
         self.words[shared._REPLY] = sequence
 
 

@@ -106,10 +106,14 @@ class LiteRtCpu:
         return made.value
 
     def native(self) -> tuple[Any, list[tuple[int, ...]]]:
-        """LiteRT's run function, and per layer (model, signature, input buffers, output buffers, answer, its size)."""
+        """LiteRT's run function, and per layer (model, signature, input buffers, output buffers, what the next
+        layer will answer into, its size): addresses, 0 where that is what this one answered into."""
         table: list[tuple[int, ...]] = []
-        for (model, index, _, inputs, _, outputs), answer in zip(self._layers, self._answers, strict=True):
-            table.append((model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs), *answer))
+        following = [*self._answers[1:], (0, 0)]
+        for layer, (own, _), (at, size) in zip(self._layers, self._answers, following, strict=True):
+            model, index, _, inputs, _, outputs = layer
+            claimed = (at, size) if at != own else (0, 0)
+            table.append((model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs), *claimed))
         return self._run, table
 
     def run(self, layer: int) -> None:

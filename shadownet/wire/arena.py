@@ -3,9 +3,11 @@
 The arena is an anonymous memfd, created by the enclave, sealed against resizing (a peer that shrank it would
 crash whoever reads it) and handed over as a descriptor: it has no name that could be left behind.
 
-The first page is the call record: the enclave writes ``layer`` and then ``request``; the accelerator writes
-``status`` and then ``reply = request``. After each a byte goes into a pipe, so the other side may poll the
-counter for a while and then sleep. Everything in it is untrusted: the enclave reads a field once per look.
+The first page is the call record. Requests are numbered; up to two are out at a time, and the number's parity says
+which of two slots is whose: the enclave writes ``layer`` and then ``request``, the newest number; the accelerator
+serves them in order and writes ``status`` and then ``reply``, the number it has served. After each a byte goes into a
+pipe, so the other side may poll the counter for a while and then sleep. Everything in it is untrusted: the enclave
+reads a field once per look.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ RECORD = 4096  # bytes reserved for the call record
 ALIGN = 64  # LiteRT's host-memory buffers want this, and cache lines do
 MAX_ARENA = 1 << 34
 
-_REQUEST, _LAYER, _REPLY, _STATUS = 0, 1, 8, 9  # u64 slots; request and reply on cache lines of their own
+_REQUEST, _LAYER, _REPLY, _STATUS = 0, 1, 8, 9  # u64 words; request and reply on cache lines of their own
+_SLOTS = 2  # words each of layer and status
 OK, FAILED = 0, 1
 
 
@@ -158,7 +161,7 @@ class Caller:
         """Run ``layer``: "ok", "failed" (it said so), "wrong" (it broke the protocol), "gone" or "late"."""
         words, seq = self._words, self.sequence + 1
         self.sequence = seq
-        words[_LAYER] = layer
+        words[_LAYER + seq % _SLOTS] = layer
         words[_REQUEST] = seq
         self._bell.ring()
         before = seq - 1
@@ -167,7 +170,7 @@ class Caller:
             return {"socket": "gone", "late": "late"}[outcome]
         if words[_REPLY] != seq:
             return "wrong"
-        return "ok" if words[_STATUS] == OK else "failed"
+        return "ok" if words[_STATUS + seq % _SLOTS] == OK else "failed"
 
 
 class Callee:
@@ -181,10 +184,10 @@ class Callee:
         words, done = self._words, self.done
         if self._bell.wait(lambda: words[_REQUEST] != done, None) == "socket":
             return None
-        self.done = words[_REQUEST]
-        return words[_LAYER]
+        self.done += 1
+        return words[_LAYER + self.done % _SLOTS]
 
     def answer(self, status: int) -> None:
-        self._words[_STATUS] = status
+        self._words[_STATUS + self.done % _SLOTS] = status
         self._words[_REPLY] = self.done
         self._bell.ring()
