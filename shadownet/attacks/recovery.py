@@ -1,0 +1,64 @@
+"""What an attack on weights hands back, and the little linear algebra that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+Array = np.ndarray[Any, Any]
+
+TINY = 1e-300
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """One layer as an attack believes it to be.
+
+    ``rows`` are float64 [groups, n, d], in any order unless ``ordered`` says that they stand as in the public model.
+    ``pairs``, int64 [k, 2], are claimed (filter slot, mask slot), counted over all groups; None where the attack makes
+    no such claim. ``scaled`` is False where rows are known up to a factor. ``doubt`` is the attack's own criterion,
+    lower is better, comparable between variants of one attack only; ``form`` says which variant won. ``subspace``
+    [groups, r, d] has orthonormal rows that should span the layer's filters, if the attack found such a space.
+    """
+
+    rows: Array
+    pairs: Array | None = None
+    ordered: bool = False
+    scaled: bool = True
+    doubt: float = 0.0
+    form: str = ""
+    subspace: Array | None = None
+
+
+def norms(rows: Array) -> Array:
+    """Euclidean norms along the last axis, kept as an axis, never 0."""
+    size: Array = np.sqrt(np.einsum("...d,...d->...", rows, rows))[..., None]
+    return np.maximum(size, TINY)
+
+
+def unit(rows: Array) -> Array:
+    """Rows of norm 1; rows of zeros stay."""
+    out: Array = rows / norms(rows)
+    return out
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """[..., p, d] and [..., q, d] -> [..., p, q]."""
+    out: Array = unit(a) @ np.swapaxes(unit(b), -1, -2)
+    return out
+
+
+def assign(score: Array) -> tuple[Array, Array]:
+    """The matching of rows to columns with the largest sum of ``score`` (Hungarian method): (rows, columns)."""
+    rows, columns = linear_sum_assignment(np.nan_to_num(score, nan=-1e30), maximize=True)
+    return rows, columns
+
+
+def row_space(rows: Array, tolerance: float = 1e-5) -> Array:
+    """An orthonormal basis [r, d] of the space that ``rows`` [n, d] span; smaller directions count as rounding."""
+    _, size, basis = np.linalg.svd(rows, full_matrices=False)
+    out: Array = basis[size > tolerance * max(float(size.max(initial=0)), TINY)]
+    return out
