@@ -37,7 +37,7 @@ class Network:
             self.slots.append(n + masks)
             bound = 2 * int(np.abs(w).sum(axis=1).max()) * LEVELS
             prime = (1 << bound.bit_length()) - 1  # any odd number will do here
-            base = int(prime ** (1 / COUNT)) | 1
+            base = 3
             while base**COUNT < prime:
                 base += 2
             self.weights.append(w)

@@ -88,19 +88,24 @@ class Limbs:
 
     @classmethod
     def read(cls, view: AdversaryView, layer: PublicLayer) -> Limbs:
-        """From what the layer was sent: pads are uniform, so the largest digit shows the base, and that shows p.
+        """From what the layer was sent, whose digits are spread evenly: the largest bounds the base from below.
 
-        p is a little below a power of two, and the base the smallest odd one whose ``count``-th power reaches it.
+        p is a little below a power of two, and the base the smallest odd one whose ``count``-th power reaches it, so
+        few bases are possible.
         """
         crossings = view.crossings(layer)
         if not crossings:
             raise InputError("reading a layer's limbs needs a transcript")
-        base = 2 * int(max(np.abs(c.sent).max() for c in crossings)) + 1
+        seen = 2 * int(max(np.abs(c.sent).max() for c in crossings)) + 1
         count = layer.input_shape[0]
-        return cls(count, base, 2.0 ** math.floor(count * math.log2(base) + 1e-3) / 24)
+        for bits in range(16, 47):
+            base = math.ceil(2.0 ** (bits / count) - 1e-6) | 1
+            if base >= seen:
+                return cls(count, base, 2.0**bits / 24)
+        raise InputError(f"what {layer.name} was sent are no limbs of residues")
 
     def cut(self, offsets: Array, width: int) -> Array:
-        """Offsets of slots -> what is added to the answer, float32 [count, width]: limb 0 of the weights takes it all."""
+        """Offsets of slots -> what is added to the answer, float32 [count, width]; limb 0 of the weights takes it."""
         out, rest = np.zeros((self.count, width), np.float32), np.rint(offsets)
         for digit in out:
             quotient = np.rint(rest / self.base)

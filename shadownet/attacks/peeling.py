@@ -76,7 +76,7 @@ def fit(x: Array, y: Array, geometry: Geometry) -> Peeled:
 
 
 def patches(x: Array, geometry: Geometry) -> Array:
-    """What each filter sees at each position: [N, ..., c] -> [N, out height, out width, d], or [N, ..., d] for dense."""
+    """What a filter sees at each position: [N, height, width, c] -> [N, height, width, d]; 1x1 layers see x."""
     if geometry.kernel == (1, 1) and geometry.stride == (1, 1):
         return x
     pads = [_padding(size, k, s, d, geometry.padding) for size, k, s, d in
