@@ -9,11 +9,11 @@ x and, for each layer, the offsets o; it sees the top class.
 
 1. Drown the biases: the first x is huge, hence c is huge in every layer that is reached.
 2. Set q = levels u_i: in the layer before, offsets of p / 4 hold unit i on and all others off.
-3. Isolate unit j: the others are held off; o_j is the question: unit j is on iff levels W_ji + o_j > 0. Offsets half way
-   between multiples of ``levels`` are never near a tie.
-4. Make the answer visible: if unit j is off, all of x is 0, c is 0, no later offset matters, and the biases alone decide
-   the class. If it is on, offsets hold one unit of the next layer on, and the class is that unit's. A unit for which the
-   two classes differ is found by trial, once per layer.
+3. Isolate unit j: the others are held off; o_j is the question: unit j is on iff levels W_ji + o_j > 0. Offsets half
+   way between multiples of ``levels`` are never near a tie.
+4. Make the answer visible: if unit j is off, all of x is 0, c is 0, no later offset matters, and the biases alone
+   decide the class. If it is on, offsets hold one unit of the next layer on, and the class is that unit's. A unit for
+   which the two classes differ is found by trial, once per layer.
 5. Bisect: as many labels as W_ji has bits.
 6. The last layer: only differences of classes show. The offset that ties class a with class r as o_r grows gives
    s_r / s_a; ties then give W_ai - (s_r / s_a) W_ri, and integrality gives both.
