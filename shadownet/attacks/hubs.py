@@ -8,6 +8,7 @@ every row lies near one is a facility location problem, which needs no threshold
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import Any
 
@@ -19,7 +20,8 @@ from shadownet.attacks.view import Geometry
 Array = np.ndarray[Any, Any]
 
 SWEEPS = 60
-SHRINK = 10.0  # as many imaginary filters of average size join each channel's estimate
+SHRINK = 10.0  # as many imaginary filters of average size join each channel's estimate for the metric
+SHRINK_NOISE = 0.5  # and for the regression, which has weights of its own against accidents
 RIDGE = 0.05
 TAILS = (math.inf, 3.0, 1.0, 0.5)  # degrees of freedom of the weights' distribution that are tried
 
@@ -44,41 +46,60 @@ def hubs_by_cover(affinity: Array, count: int, start: Array) -> Array:
     """
     a = affinity.copy()
     np.fill_diagonal(a, 1.0)
-    hubs = [int(k) for k in np.flatnonzero(start)]
+    hubs = np.flatnonzero(start)
     while len(hubs) > count:
-        losses = []
-        for k in range(len(hubs)):
-            rest = hubs[:k] + hubs[k + 1 :]
-            losses.append(a[:, rest].max(axis=1).sum() if rest else 0.0)
-        hubs.pop(int(np.argmax(losses)))
-    best = a[:, hubs].max(axis=1) if hubs else np.full(len(a), -1.0)
-    while len(hubs) < count:
-        gains = np.maximum(a - best[:, None], 0.0).sum(axis=0)
-        gains[hubs] = -1.0
-        hubs.append(int(gains.argmax()))
-        best = np.maximum(best, a[:, hubs[-1]])
-    return _swap(a, hubs)
+        hubs = np.delete(hubs, int(_losses(a, hubs).argmin()))
+    return _swap(a, _add(a, hubs, count))
 
 
-def _swap(a: Array, hubs: list[int]) -> Array:
-    everyone = np.arange(len(a))
-    for _ in range(SWEEPS if hubs else 0):
-        near = a[:, hubs]
-        owner = near.argmax(axis=1)
-        first = near[everyone, owner]
-        near[everyone, owner] = -np.inf
-        second = np.maximum(near.max(axis=1), -1.0)
+def _losses(a: Array, hubs: Array) -> Array:
+    """What dropping each hub would cost, [hubs]."""
+    owner, first, second = _best_two(a, hubs)
+    return np.bincount(owner, weights=first - second, minlength=len(hubs))
+
+
+def _best_two(a: Array, hubs: Array) -> tuple[Array, Array, Array]:
+    """(position of each row's nearest hub, the affinity to it, the affinity to the second nearest), [M] each."""
+    everyone, near = np.arange(len(a)), a[:, hubs]
+    owner = near.argmax(axis=1)
+    first = near[everyone, owner]
+    near[everyone, owner] = -1.0
+    return owner, first, near.max(axis=1)
+
+
+def _add(a: Array, hubs: Array, count: int) -> Array:
+    """Add what helps most until there are ``count`` hubs. Gains only shrink, so old ones are bounds (lazy greedy)."""
+    chosen = [int(k) for k in hubs]
+    best = a[:, hubs].max(axis=1) if len(hubs) else np.full(len(a), -1.0)
+    heap = [(-float(gain), k) for k, gain in enumerate(np.maximum(a - best[:, None], 0.0).sum(axis=0))]
+    heapq.heapify(heap)
+    while len(chosen) < count:
+        _, k = heapq.heappop(heap)
+        if k in chosen:
+            continue
+        gain = float(np.maximum(a[:, k] - best, 0.0).sum())
+        if heap and gain < -heap[0][0]:
+            heapq.heappush(heap, (-gain, k))
+            continue
+        chosen.append(k)
+        best = np.maximum(best, a[:, k])
+    return np.array(chosen, dtype=np.int64)
+
+
+def _swap(a: Array, hubs: Array) -> Array:
+    hubs = hubs.copy()
+    for _ in range(SWEEPS if len(hubs) else 0):
+        owner, first, second = _best_two(a, hubs)
         gain = np.maximum(a - first[:, None], 0.0).sum(axis=0)
-        lost = np.maximum(a, second[:, None]) - np.maximum(a, first[:, None])
-        member = np.zeros((len(hubs), len(a)))
-        member[owner, everyone] = 1.0
-        delta = gain[None] + member @ lost
+        order = np.argsort(owner, kind="stable")  # each hub covers itself at least, so no segment is empty
+        lost = np.maximum(a, second[:, None])[order] - np.maximum(a, first[:, None])[order]
+        delta = gain[None] + np.add.reduceat(lost, np.searchsorted(owner[order], np.arange(len(hubs))), axis=0)
         delta[:, hubs] = -np.inf
-        out, new = np.unravel_index(delta.argmax(), delta.shape)
+        out, new = np.unravel_index(int(delta.argmax()), delta.shape)
         if delta[out, new] <= 1e-9:
             break
-        hubs[int(out)] = int(new)
-    return np.sort(np.array(hubs, dtype=np.int64))
+        hubs[out] = new
+    return np.sort(hubs)
 
 
 def whiten(rows: Array, sample: Array, geometry: Geometry) -> Array:
@@ -107,8 +128,8 @@ def inverse_root(matrix: Array) -> Array:
     return out
 
 
-def slopes(x: Array, f: Array, geometry: Geometry) -> Array:
-    """Slopes b of x = b f + noise, float64 [n], for rows x and their mask filters f, both [n, d].
+def slopes(x: Array, f: Array, geometry: Geometry) -> tuple[Array, Array]:
+    """(slopes b of x = b f + noise, their standard errors), float64 [n], for rows x and their mask filters f, [n, d].
 
     The noise is w / s: trained weights, correlated within a kernel, different in size from channel to channel and with
     heavy tails, while f is white. A channel in which w is small tells b almost exactly; least squares would not
@@ -118,9 +139,9 @@ def slopes(x: Array, f: Array, geometry: Geometry) -> Array:
     plain = plain_slopes(x, f)
     k, c = geometry.kernel[0] * geometry.kernel[1], geometry.channels
     if k * c != x.shape[1] or len(x) < 2:
-        return plain
+        return plain, _error(x - plain[:, None] * f, f)
     fits = [_fit(x.reshape(-1, k, c), f.reshape(-1, k, c), plain, tail) for tail in TAILS]
-    return max(fits, key=lambda fit: fit[1])[0]
+    return max(fits, key=lambda fit: fit[2])[:2]
 
 
 def plain_slopes(x: Array, f: Array) -> Array:
@@ -129,10 +150,17 @@ def plain_slopes(x: Array, f: Array) -> Array:
     return out
 
 
-def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: int = 6) -> tuple[Array, float]:
-    """(slopes [n], log likelihood) under one tail; x and f are [n, k, c]."""
+def _error(noise: Array, f: Array) -> Array:
+    """Standard errors of least squares, [n]."""
+    out: Array = np.sqrt(np.square(noise).mean(axis=1) / np.maximum(np.square(f).sum(axis=1), TINY))
+    return out
+
+
+def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: int = 6) -> tuple[Array, Array, float]:
+    """(slopes [n], standard errors [n], log likelihood) under one tail; x and f are [n, k, c]."""
     n, k, c = x.shape
     b, weight, channel = start, np.ones((n, c)), np.ones(c)
+    pull, power = weight, weight
     scale = np.ones((n, 1))
     score = -math.inf
     for _ in range(rounds):
@@ -150,13 +178,15 @@ def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: 
             relative = error / (scale * channel)
             weight = np.ones((n, c)) if math.isinf(tail) else (tail + k) / (tail + relative)
             scale = (weight * error / channel).mean(axis=1, keepdims=True) / k + TINY
-            channel = ((weight * error / scale).sum(axis=0) / k + SHRINK) / (n + SHRINK)
+            channel = ((weight * error / scale).sum(axis=0) / k + SHRINK_NOISE) / (n + SHRINK_NOISE)
             pull = weight / channel
             b = (pull * cross).sum(axis=1) / np.maximum((pull * power).sum(axis=1), TINY)
         error = np.maximum(square - 2 * b[:, None] * cross + np.square(b)[:, None] * power, TINY)
         score = _likelihood(error / (scale * channel), k, tail)
         score -= 0.5 * k * float(np.log(scale * channel).sum()) + 0.5 * n * c * float(np.linalg.slogdet(spatial)[1])
-    return b, score
+    # Fisher information of a t location; the weights alone would claim too much.
+    known = (pull * power / scale).sum(axis=1) * (1.0 if math.isinf(tail) else (tail + k) / (tail + k + 2.0))
+    return b, 1.0 / np.sqrt(np.maximum(known, TINY)), score
 
 
 def _likelihood(relative: Array, k: int, tail: float) -> float:
