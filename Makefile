@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint zoo clean
+.PHONY: demo test slow lint zoo bench clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/shadownet demo
@@ -22,6 +22,9 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 zoo: $(VENV)/.zoo
+
+bench: $(VENV)/.zoo
+	$(BIN)/python tools/benchmarks.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shadownet needs Python 3.11 or newer; try make PYTHON=python3.11")'

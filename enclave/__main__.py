@@ -19,7 +19,7 @@ import numpy as np
 
 from enclave import container, sealing
 from enclave.executor import Executor
-from enclave.hardening import drop_privileges, limit_memory
+from enclave.hardening import drop_privileges, limit_memory, resident_bytes
 from enclave.keys import load
 from enclave.link import PHASES, Accelerator
 from enclave.program import Program
@@ -141,6 +141,8 @@ class Worker:
             "total_seconds": self._executor.seconds,
             "masks_ready": len(self._executor.masks),
             "masks_made_inline": self._executor.masks.made_inline,
+            "tracked_bytes": self._executor.nbytes,
+            "resident_bytes": resident_bytes(),
         }
 
     def serve(self, app: Channel) -> None:

@@ -319,6 +319,15 @@ class Executor:
         own = self._stretches.get(number)
         return own.arrange(number, push, pop) if own else (push, pop)
 
+    @property
+    def nbytes(self) -> int:
+        """What the enclave holds of its own: weights and plan, masks, buffers; not LiteRT's, not Python's."""
+        layers = self.program.layers
+        own = len(self.program.model) + self.masks.held + (self._link.nbytes if self._link else 0)
+        own += sum(array.nbytes for layer in layers for array in layer.restore.to_blobs().values())
+        stretches = {id(s): s for action, _ in self._actions if isinstance(action, list) for s in action}
+        return own + sum(s.nbytes for s in stretches.values())
+
     def reset(self) -> None:
         if self._trusted is not None:
             self._trusted.reset()

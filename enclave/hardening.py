@@ -25,3 +25,9 @@ def limit_memory(budget: int) -> None:
     with open("/proc/self/statm") as file:
         baseline = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (baseline + budget, baseline + budget))
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies, Python and libraries included."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

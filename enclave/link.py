@@ -42,6 +42,7 @@ class Accelerator:
         self._channel, self._deadline_s, self._spin_s, self._app = channel, deadline_s, spin_s, app
         self._arena: Arena | None = None
         self._bells: tuple[int, ...] = ()
+        self.private = self.kept = np.empty(0, np.float32)
         self._native = native.Link()
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
@@ -162,6 +163,11 @@ class Accelerator:
                 name, sent = self._names[layer], self._views[layer][0].nbytes
                 trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
             trace.add(name, "enclave", start)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of private buffers."""
+        return self.private.nbytes + self.kept.nbytes
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""

@@ -127,6 +127,11 @@ class MaskPool:
     def _set_bytes(self) -> int:
         return self._layout.nbytes if self._layout else 0
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory, that of sets which were used included."""
+        return sum(len(memory) for memory in (*(masks.memory for masks in self._ready), *self._spent))
+
     def discard(self) -> None:
         """Forget everything that is ready."""
         self._ready.clear()

@@ -183,6 +183,11 @@ class Stretch:
         streamed = native.in_stream_order(push) if number in self.streamed_push else push
         return streamed, native.in_stream_order(np.ascontiguousarray(pop))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of steps, vectors and results."""
+        return self._steps.nbytes + sum(array.nbytes for array in self._keep)
+
     def _place(self, layout: Layout) -> None:
         for name, patch in self._masks.items():
             self._steps[name][patch.rows] = (layout.pop_at if name == "pop" else layout.push_at)[patch.layers]

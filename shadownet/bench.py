@@ -1,18 +1,19 @@
 """What protection costs: contenders in turn, in one run, with nothing of ours running in another's turn.
 
-Contenders: the unprotected model in LiteRT, everything inside the enclave, and the protected model for each scheme.
-Masks are prepared before the turns that use them; making them is a row of its own. Between turns everybody's worker
-processes fall asleep, and their CPU time during others' turns is measured and reported.
+Contenders: the unprotected model in LiteRT, everything inside the enclave, and the protected model for each scheme
+and way of checking. Masks are prepared before the turns that use them; making them is a row of its own. Between turns
+everybody's worker processes fall asleep, and their CPU time during others' turns is measured and reported.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from shadownet.converter import convert
 from shadownet.inputs import random_inputs
 from shadownet.progress import track
 from shadownet.session import Session
+from shadownet.wire.arena import Arena, aligned
 from shadownet.wire.errors import WorkerError
 from shadownet.wire.paths import resolve_key
 
@@ -29,7 +31,9 @@ Array = np.ndarray[Any, Any]
 
 WARM_UP = 3
 SETTLE_S = 0.004  # workers poll for up to 2 ms after a run before they sleep
-BATCH = 10  # sets of masks made at a time
+SETS = 10  # sets of masks made at a time
+TRACED = 5  # inferences whose layers are timed, after the race
+STREAM = 8  # inferences in one go, for the rate
 INTRUSION = 0.02  # share of a turn that others' workers may take at most
 
 
@@ -43,62 +47,97 @@ class Contender:
     prepare: Callable[[int], object] = lambda n: None
     session: Session | None = None
     seconds: list[float] = field(default_factory=list)
+    inputs: list[Array] = field(default_factory=list)
+    bundle: Path = Path()
 
     @property
     def pids(self) -> list[int]:
         return self.session.pids if self.session else []
 
 
-def bench(model: Path, schemes: list[str], num_threads: int, rounds: int, key: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: ``batch`` images at a time, threads per process, rounds in turn."""
+
+    model: Path
+    schemes: list[str]
+    integrity: list[str]
+    num_threads: int
+    rounds: int
+    batch: int = 1
+    key: str | None = None
+
+
+def bench(setting: Setting) -> dict[str, Any]:
     """Measure one model. Raises ``WorkerError`` if worker processes ran in others' turns: then figures mean nothing."""
     with tempfile.TemporaryDirectory() as directory:
-        contenders = [_plain(model, num_threads)]
+        contenders = [_plain(setting)]
         try:
-            for name in ["enclave only", *schemes]:
-                contenders.append(_protected(model, name, num_threads, Path(directory), key))
-            intruded = _race(contenders, rounds)
+            contenders.append(_protected(setting, "tee", "none", Path(directory)))
+            for scheme in setting.schemes:
+                for integrity in setting.integrity:
+                    contenders.append(_protected(setting, scheme, integrity, Path(directory)))
+            intruded = _race(contenders, setting.rounds)
             rows = [_row(c, contenders[0]) for c in contenders]
-            sustained = [_sustained(c) for c in contenders if c.session and c.facts["masks"] == "prepared one-time"]
+            masked = [c for c in contenders if c.session and c.facts["masks"] == "prepared one-time"]
+            sustained = [_sustained(c) for c in masked]
+            rates = [_rate(c) for c in masked]
+            layers = {c.name: _layers(c, setting) for c in masked}
+            alone = {c.name: _alone(c, setting) for c in masked}
         finally:
             for contender in contenders:
                 if contender.session:
                     contender.session.close()
     return {
-        "model": model.stem,
-        "threads": num_threads,
-        "rounds": rounds,
+        "model": setting.model.stem,
+        "threads": setting.num_threads,
+        "batch": setting.batch,
+        "rounds": setting.rounds,
         "rows": rows,
         "sustained": sustained,
+        "rates": rates,
+        "layers": layers,
+        "accelerator_alone_ms": alone,
         "intruded": intruded,
         "environment": environment(),
     }
 
 
-def _plain(model: Path, num_threads: int) -> Contender:
+def _plain(setting: Setting) -> Contender:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(model), num_threads=num_threads)
+    interpreter = Interpreter(model_path=str(setting.model), num_threads=setting.num_threads)
+    for detail in interpreter.get_input_details() if setting.batch > 1 else []:
+        interpreter.resize_tensor_input(detail["index"], _batched(tuple(detail["shape"]), setting.batch))
     interpreter.allocate_tensors()
     return Contender("unprotected", {"scheme": "none", "masks": "none", "integrity": "none"}, interpreter.invoke)
 
 
-def _protected(model: Path, name: str, num_threads: int, directory: Path, key: str | None) -> Contender:
-    bundle = directory / name.replace(" ", "_").replace(":", "_")
-    inside = name == "enclave only"
-    convert(model, bundle, scheme="shadownet" if inside else name, outsource="none" if inside else "all", key=key)
-    session = Session(bundle, resolve_key(key), num_threads)
-    specs = session.entries[0][0]
+def _batched(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """The shape for a batch; a model whose first dimension is no batch of one is left alone."""
+    return (batch, *shape[1:]) if shape and shape[0] == 1 else shape
+
+
+def _protected(setting: Setting, scheme: str, integrity: str, directory: Path) -> Contender:
+    name = scheme if integrity == "none" else f"{scheme}, checked {integrity}"
+    bundle = directory / "".join(c if c.isalnum() else "_" for c in name)
+    convert(setting.model, bundle, scheme=scheme, integrity=integrity, key=setting.key)
+    session = Session(bundle, resolve_key(setting.key), setting.num_threads)
+    specs = [replace(s, shape=_batched(s.shape, setting.batch)) for s in session.entries[0][0]]
     session.allocate(0, [spec.shape for spec in specs])
     inputs = random_inputs(specs, 0)
     options = session.manifest["options"]
+    masked = any(layer["masked"] for layer in session.manifest["layers"])
     facts = {
-        "scheme": "none" if inside else session.manifest["scheme"],
-        "masks": "none" if inside or not session.manifest["layers"] else "prepared one-time",
-        "activations": options["activations"],
-        "integrity": options["integrity"],
+        "scheme": session.manifest["scheme"],
+        "masks": "prepared one-time" if masked else "none",
+        "activations": options["activations"] if masked else "none",
+        "integrity": options["integrity"] if session.manifest["layers"] else "nothing outsourced",
         "obfuscation_ratio": options["ratio"],
     }
-    return Contender(name, facts, lambda: session.invoke(inputs), session.prepare, session)
+    made = Contender(name, facts, lambda: session.invoke(inputs), session.prepare, session)
+    made.inputs, made.bundle = inputs, bundle
+    return made
 
 
 def _race(contenders: list[Contender], rounds: int) -> float:
@@ -110,9 +149,9 @@ def _race(contenders: list[Contender], rounds: int) -> float:
     before = {c.name: c.session.stats() for c in contenders if c.session}
     intruded = 0.0
     for done in track(range(rounds), "measuring"):
-        if done % BATCH == 0:
+        if done % SETS == 0:
             for contender in contenders:
-                contender.prepare(min(BATCH, rounds - done))
+                contender.prepare(min(SETS, rounds - done))
         for contender in contenders:
             time.sleep(SETTLE_S)
             others = [pid for c in contenders if c is not contender for pid in c.pids]
@@ -123,7 +162,9 @@ def _race(contenders: list[Contender], rounds: int) -> float:
             intruded = max(intruded, (_cpu_seconds(others) - busy) / contender.seconds[-1])
     for contender in contenders:
         if contender.session:
-            contender.facts["phases"] = _phases(before[contender.name], contender.session.stats(), rounds)
+            after = contender.session.stats()
+            contender.facts["phases"] = _phases(before[contender.name], after, rounds)
+            contender.facts["enclave_bytes"] = {name: after[f"{name}_bytes"] for name in ("tracked", "resident")}
     if intruded > INTRUSION:
         raise WorkerError(
             f"worker processes ran during {intruded:.0%} of another contender's turn; these figures mean nothing",
@@ -150,6 +191,7 @@ def _phases(before: dict[str, Any], after: dict[str, Any], rounds: int) -> dict[
         "copy and check": spent["reading_seconds"],
         "restore and kernels": spent["finishing_seconds"],
         "mask and send": spent["sending_seconds"],
+        "preparing checks": spent["checking_seconds"],
     }
     phases = {name: round(seconds * 1e3, 4) for name, seconds in known.items()}
     phases["segments and the rest"] = round((total - sum(known.values())) * 1e3, 4)
@@ -180,6 +222,69 @@ def _sustained(contender: Contender) -> dict[str, Any]:
         seconds.append((made - start, time.perf_counter() - start))
     masks, both = np.median(np.array(seconds), axis=0) * 1e3
     return {"name": contender.name, "masks_ms": float(masks), "inference_with_masks_ms": float(both)}
+
+
+def _rate(contender: Contender) -> dict[str, Any]:
+    """Inferences in a row, one after the other and two under way at a time, with masks prepared."""
+    session = contender.session
+    assert session is not None
+    shapes, requests, rates = [spec.shape for spec in session.inputs], [contender.inputs] * STREAM, {}
+    for name, pipelined in (("one after the other", False), ("pipelined", True)):
+        session.allocate(0, shapes, pipelined)
+        seconds = []
+        for _ in range(TRACED):
+            session.prepare(STREAM)
+            start = time.perf_counter()
+            session.invoke_many(requests)
+            seconds.append((time.perf_counter() - start) / STREAM)
+        rates[name] = float(np.median(seconds[1:])) * 1e3
+    return {"name": contender.name, "ms_per_inference": rates}
+
+
+def _alone(contender: Contender, setting: Setting) -> float:
+    """Milliseconds of the accelerator's part by itself: its layers in order in one process, nothing to wait for."""
+    from accelerator.backends import create
+
+    assert contender.session is not None
+    layers = contender.session.manifest["layers"]
+    backend = create("litert-cpu", str(contender.bundle / "accelerator.tflite"), setting.num_threads)
+    sides = [[_batched(tuple(layer[side]), setting.batch) for layer in layers] for side in ("input", "output")]
+    arena = Arena.create(sum(aligned(4 * max(map(math.prod, shapes))) for shapes in sides), "bench")
+    outputs = aligned(4 * max(map(math.prod, sides[0])))
+    views = zip(layers, *sides, strict=True)
+    backend.open(
+        [(k["signature"], arena.array(0, i, np.float32), arena.array(outputs, o, np.float32)) for k, i, o in views]
+    )
+    seconds = []
+    for _ in range(setting.rounds):
+        start = time.perf_counter()
+        for layer in range(len(layers)):
+            backend.run(layer)
+        seconds.append(time.perf_counter() - start)
+    arena.close()
+    return float(np.median(seconds)) * 1e3
+
+
+def _layers(contender: Contender, setting: Setting) -> list[dict[str, Any]]:
+    """Median milliseconds of each layer: in the accelerator and on the way, and in the enclave."""
+    session = Session(contender.bundle, resolve_key(setting.key), setting.num_threads, trace=True)
+    try:
+        session.allocate(0, [value.shape for value in contender.inputs])
+        session.prepare(TRACED + WARM_UP)
+        spent: dict[tuple[str, str], list[float]] = {}
+        for done in range(TRACED + WARM_UP):
+            session.invoke(contender.inputs)
+            for event in session.events():
+                if done >= WARM_UP:
+                    spent.setdefault((event["name"], event["pid"]), []).append(event["dur"] * 1e-3)
+    finally:
+        session.close()
+    rows = []
+    for layer in session.manifest["layers"]:
+        name = layer["signature"]
+        away, both = (float(np.median(spent.get((name, pid), [0.0]))) for pid in ("accelerator", "enclave"))
+        rows.append({"layer": name, "accelerator_ms": away, "enclave_ms": both - away, "macs": layer["macs"]})
+    return rows
 
 
 def environment() -> str:

@@ -124,7 +124,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("bench", "measure what protection costs, beside the unprotected model", "bench")
     p.add_argument("models", nargs="+", metavar="MODEL.tflite")
-    p.add_argument("--schemes", default="shadownet", metavar="A,B", help="default: %(default)s")
+    p.add_argument("--schemes", default="shadownet:fast,shadownet:paper", metavar="A,B", help="default: %(default)s")
+    p.add_argument("--integrity", default="none,full", metavar="A,B", help="ways of checking (default: %(default)s)")
+    p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
     key(p)

@@ -13,12 +13,15 @@ from shadownet.wire.errors import InputError
 
 
 def bench(args: argparse.Namespace) -> None:
+    from shadownet.bench import Setting
     from shadownet.bench import bench as measure
 
     if args.rounds < 30:
         raise InputError("--rounds must be at least 30: fewer say little")
+    schemes, integrity = args.schemes.split(","), args.integrity.split(",")
+    threads, batch = max(1, args.num_threads), max(1, args.batch)
     results = [
-        measure(Path(model), args.schemes.split(","), max(1, args.num_threads), args.rounds, args.key)
+        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key))
         for model in args.models
     ]
     if args.json:
@@ -27,9 +30,9 @@ def bench(args: argparse.Namespace) -> None:
     for result in results:
         _show(result)
     if len(results) > 1:
-        for scheme in args.schemes.split(","):
-            ratios = [row["ratio"] for result in results for row in result["rows"] if row["name"] == scheme]
-            print(f"geometric mean, {scheme}: {np.exp(np.mean(np.log(ratios))):.2f}")
+        for name in [row["name"] for row in results[0]["rows"][1:]]:
+            ratios = [row["ratio"] for result in results for row in result["rows"] if row["name"] == name]
+            print(f"geometric mean, {name}: {np.exp(np.mean(np.log(ratios))):.2f}")
     print(results[0]["environment"])
 
 
@@ -42,7 +45,8 @@ def _show(result: dict[str, Any]) -> None:
         ]
         for row in result["rows"]
     ]  # fmt: skip
-    title = f"{result['model']}, {result['threads']} threads per process, {result['rounds']} rounds in turn"
+    title = f"{result['model']}, batch {result['batch']}, {result['threads']} threads per process"
+    title += f", {result['rounds']} rounds in turn"
     table(["contender", "median ms", "ratio", "middle half", "protection"], rows, title)
     for row in result["rows"]:
         phases = dict(row.get("phases", {}))
@@ -54,3 +58,12 @@ def _show(result: dict[str, Any]) -> None:
             f"{row['name']}: a set of masks takes {row['masks_ms']:.2f} ms; "
             f"an inference that makes its own {row['inference_with_masks_ms']:.2f} ms"
         )
+    for name, alone in result["accelerator_alone_ms"].items():
+        print(f"{name}: the accelerator's part alone takes {alone:.2f} ms")
+    for row in result["rates"]:
+        one, two = row["ms_per_inference"].values()
+        print(f"{row['name']}: in a row {one:.2f} ms each, two under way at a time {two:.2f} ms each")
+    for row in result["rows"]:
+        if "enclave_bytes" in row:
+            tracked, resident = (human(row["enclave_bytes"][name]) for name in ("tracked", "resident"))
+            print(f"{row['name']}: the enclave holds {tracked}B of its own; its process {resident}B, Python included")
