@@ -13,10 +13,12 @@ import pytest
 from build import Model
 
 import shadownet
+from enclave import keys
 from shadownet.attacks.base import align, model_layers, public_base
 from shadownet.attacks.truth import read_truth
 from shadownet.attacks.view import AdversaryView, Crossing, Knowledge, Oracle, join_limbs, read_transcript, read_view
 from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.manifest import read_manifest
 
 Array = np.ndarray[Any, Any]
 
@@ -167,3 +169,22 @@ def test_halves_that_do_not_fit_are_refused(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(text.replace("layer000_conv_2d", "layer000_other"))
     with pytest.raises(BundleError, match="do not fit"):
         read_view(bundle)
+
+
+@pytest.mark.parametrize("scheme", ["shadownet:fast", "none"])
+@pytest.mark.parametrize("activations", ["float", "exact"])
+def test_all_rows_of_a_layer_are_seen_however_it_goes_out(tmp_path: Path, scheme: str, activations: str) -> None:
+    """Tiles and limbs are put together: with the scheme that hides nothing, the rows are the layer's own."""
+    key, bundle = tmp_path / "key", tmp_path / "bundle"
+    keys.create(key)
+    model = Path(__file__).parent.parent / "models" / "digits" / "digits_cnn.tflite"
+    shadownet.convert(model, bundle, scheme=scheme, activations=activations, bits=None, key=key)
+    view = read_view(bundle)
+    for layer, record in zip(view.layers, read_manifest(bundle)["layers"], strict=True):
+        assert layer.rows.shape[0] * layer.rows.shape[1] * record["limbs"] == record["output"][-1]
+    if scheme == "none":
+        base = public_base(model, view.layers)
+        for layer, true in zip(view.layers, base, strict=True):
+            assert true is not None
+            scale = np.abs(true).max(axis=-1, keepdims=True) / np.abs(layer.rows).max(axis=-1, keepdims=True)
+            np.testing.assert_allclose(layer.rows * scale, true, atol=1e-3 * np.abs(true).max())

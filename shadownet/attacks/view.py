@@ -181,7 +181,8 @@ def read_view(
     if manifest["layers"]:
         graph, _ = load(directory / PUBLIC_MODEL)
         try:
-            layers = [_layer(graph, k, record) for k, record in enumerate(manifest["layers"])]
+            exact = manifest["options"].get("activations") == "exact"
+            layers = [_layer(graph, k, record, exact) for k, record in enumerate(manifest["layers"])]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration):
             raise BundleError("manifest.json and accelerator.tflite do not fit together") from None
     return AdversaryView(
@@ -212,17 +213,19 @@ def read_transcript(path: str | os.PathLike[str]) -> tuple[Crossing, ...]:
         raise InputError(f"{path} is not a transcript", "shadownet run --record DIR makes one") from None
 
 
-def _layer(graph: Graph, index: int, record: dict[str, Any]) -> PublicLayer:
+def _layer(graph: Graph, index: int, record: dict[str, Any], exact: bool) -> PublicLayer:
     name = str(record["signature"])
     signature = next(s for s in graph.signatures if s.key == name)
     part = graph.subgraphs[signature.subgraph]
-    op = next(op for op in part.ops if op.kind in _LINEAR)
-    weights = part.tensors[op.input(1)].values().astype(np.float64)
-    if weights.ndim != _LINEAR[op.kind]:
+    ops = [op for op in part.ops if op.kind in _LINEAR]
+    op = ops[0]
+    parts = [part.tensors[op.input(1)].values().astype(np.float64) for op in ops]
+    if any(weights.ndim != _LINEAR[op.kind] for weights in parts):
         raise ValueError(name)
     x = part.tensors[signature.inputs["x"]].shape
+    weights = parts[0] if len(parts) == 1 else _joined(parts, record["tiles"])
     geometry = _geometry(part, op, weights.shape)
-    rows = join_limbs(_rows(op.kind, weights, geometry, _channels(part, op)), int(record.get("limbs", 1)))
+    rows = join_limbs(_rows(op.kind, weights, geometry, _channels(part, op)), int(record.get("limbs", 1)), exact)
     rows = np.ascontiguousarray(rows)
     rows.flags.writeable = False
     filters = int(record["filters"])
@@ -234,6 +237,13 @@ def _layer(graph: Graph, index: int, record: dict[str, Any]) -> PublicLayer:
         output_shape=part.tensors[signature.outputs["y"]].shape, geometry=geometry,
         masked=bool(record.get("masked", True)),
     )  # fmt: skip
+
+
+def _joined(parts: list[Array], tiles: Any) -> Array:
+    """A convolution that goes out in parts (:mod:`shadownet.tiling`): the first part's kernel is the layer's own, a
+    widened part holds each filter's taps first."""
+    kernel = parts[0].shape[2]
+    return np.concatenate([p[: int(m), :, :kernel] for p, (m, _) in zip(parts, tiles, strict=True)])
 
 
 def _channels(part: Subgraph, op: Op) -> int:
@@ -266,11 +276,12 @@ def _rows(kind: str, weights: Array, geometry: Geometry, channels: int) -> Array
     return weights.reshape(groups, -1, math.prod(geometry.kernel) * geometry.channels)
 
 
-def join_limbs(rows: Array, limbs: int) -> Array:
+def join_limbs(rows: Array, limbs: int, exact: bool = False) -> Array:
     """Put integers back together: rows [groups, limbs * M, d], limb l of row k at l * M + k -> [groups, M, d].
 
     Digits of base 2^b lie in [-2^(b-1), 2^(b-1)); all limbs but the last use that range, so its smallest power of two
-    is read off them. The base itself is sealed, and no secret.
+    is read off them. ``exact`` activations have odd bases b with digits up to (b - 1) / 2. The base itself is sealed,
+    and no secret.
     """
     if limbs == 1:
         return rows
@@ -280,6 +291,6 @@ def join_limbs(rows: Array, limbs: int) -> Array:
     parts = rows.reshape(groups, limbs, total // limbs, d)
     low = parts[:, :-1]
     reach = max(-2 * float(low.min(initial=0)), 2 * (float(low.max(initial=0)) + 1), 2.0)
-    base = 2.0 ** math.ceil(math.log2(reach))
+    base = 2 * float(np.abs(low).max(initial=1)) + 1 if exact else 2.0 ** math.ceil(math.log2(reach))
     joined: Array = np.tensordot(base ** np.arange(limbs), parts, axes=(0, 1))
     return joined
