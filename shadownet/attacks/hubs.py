@@ -19,7 +19,8 @@ from shadownet.attacks.view import Geometry
 Array = np.ndarray[Any, Any]
 
 SWEEPS = 60
-SHRINK = 10.0  # as many imaginary filters of average size join each channel's estimate
+SHRINK = 10.0  # as many imaginary filters of average size join each channel's estimate for the metric
+SHRINK_NOISE = 0.5  # and for the regression, which has weights of its own against accidents
 RIDGE = 0.05
 TAILS = (math.inf, 3.0, 1.0, 0.5)  # degrees of freedom of the weights' distribution that are tried
 
@@ -107,8 +108,8 @@ def inverse_root(matrix: Array) -> Array:
     return out
 
 
-def slopes(x: Array, f: Array, geometry: Geometry) -> Array:
-    """Slopes b of x = b f + noise, float64 [n], for rows x and their mask filters f, both [n, d].
+def slopes(x: Array, f: Array, geometry: Geometry) -> tuple[Array, Array]:
+    """(slopes b of x = b f + noise, their standard errors), float64 [n], for rows x and their mask filters f, [n, d].
 
     The noise is w / s: trained weights, correlated within a kernel, different in size from channel to channel and with
     heavy tails, while f is white. A channel in which w is small tells b almost exactly; least squares would not
@@ -118,9 +119,9 @@ def slopes(x: Array, f: Array, geometry: Geometry) -> Array:
     plain = plain_slopes(x, f)
     k, c = geometry.kernel[0] * geometry.kernel[1], geometry.channels
     if k * c != x.shape[1] or len(x) < 2:
-        return plain
+        return plain, _error(x - plain[:, None] * f, f)
     fits = [_fit(x.reshape(-1, k, c), f.reshape(-1, k, c), plain, tail) for tail in TAILS]
-    return max(fits, key=lambda fit: fit[1])[0]
+    return max(fits, key=lambda fit: fit[2])[:2]
 
 
 def plain_slopes(x: Array, f: Array) -> Array:
@@ -129,10 +130,17 @@ def plain_slopes(x: Array, f: Array) -> Array:
     return out
 
 
-def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: int = 6) -> tuple[Array, float]:
-    """(slopes [n], log likelihood) under one tail; x and f are [n, k, c]."""
+def _error(noise: Array, f: Array) -> Array:
+    """Standard errors of least squares, [n]."""
+    out: Array = np.sqrt(np.square(noise).mean(axis=1) / np.maximum(np.square(f).sum(axis=1), TINY))
+    return out
+
+
+def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: int = 6) -> tuple[Array, Array, float]:
+    """(slopes [n], standard errors [n], log likelihood) under one tail; x and f are [n, k, c]."""
     n, k, c = x.shape
     b, weight, channel = start, np.ones((n, c)), np.ones(c)
+    pull, power = weight, weight
     scale = np.ones((n, 1))
     score = -math.inf
     for _ in range(rounds):
@@ -150,13 +158,15 @@ def _fit(x: Array, f: Array, start: Array, tail: float, rounds: int = 3, steps: 
             relative = error / (scale * channel)
             weight = np.ones((n, c)) if math.isinf(tail) else (tail + k) / (tail + relative)
             scale = (weight * error / channel).mean(axis=1, keepdims=True) / k + TINY
-            channel = ((weight * error / scale).sum(axis=0) / k + SHRINK) / (n + SHRINK)
+            channel = ((weight * error / scale).sum(axis=0) / k + SHRINK_NOISE) / (n + SHRINK_NOISE)
             pull = weight / channel
             b = (pull * cross).sum(axis=1) / np.maximum((pull * power).sum(axis=1), TINY)
         error = np.maximum(square - 2 * b[:, None] * cross + np.square(b)[:, None] * power, TINY)
         score = _likelihood(error / (scale * channel), k, tail)
         score -= 0.5 * k * float(np.log(scale * channel).sum()) + 0.5 * n * c * float(np.linalg.slogdet(spatial)[1])
-    return b, score
+    # Fisher information of a t location; the weights alone would claim too much.
+    known = (pull * power / scale).sum(axis=1) * (1.0 if math.isinf(tail) else (tail + k) / (tail + k + 2.0))
+    return b, 1.0 / np.sqrt(np.maximum(known, TINY)), score
 
 
 def _likelihood(relative: Array, k: int, tail: float) -> float:

@@ -93,7 +93,7 @@ def factor(view: AdversaryView, layer: PublicLayer, x: Array, f: Array) -> tuple
     """Filters [n, d] behind rows x with masks f, w = f - x / b for the slope b = -1 / s: (filters, form)."""
     b = hubs.plain_slopes(x, f)
     if not _told_unit(view, layer):
-        b = hubs.slopes(x, f, layer.geometry)
+        b, _ = hubs.slopes(x, f, layer.geometry)
     if _unit_scalars(view, layer, x, f, b):
         b, name = np.where(b < 0, -1.0, 1.0), "unit"
     else:

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 EXHAUSTIVE = 2e8  # combinations of row, mask and filter up to which all are tried
 NEAREST = 24  # else for each row the masks that it correlates with most
-BLIND_GAIN = 0.5  # variance of A4's regression, as a share of plain orthogonality's
+OPTIMISM = 2.0  # by how much the variance that A4's regression claims for itself is enlarged
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
@@ -119,9 +119,9 @@ def _factor(
     deviation = np.sqrt(residual / layer.depth / power)
     if view.scheme == "shadownet:artifact" or np.median(np.abs(s - 1.0) / np.maximum(deviation, 1e-6)) < 2.0:
         return x + f, "s = 1"
-    blind = -1.0 / np.minimum(hubs.slopes(x, f, layer.geometry), -TINY)
-    strength = np.square(s[:, None] * x + f).sum(axis=1) / np.maximum(np.square(f).sum(axis=1), TINY)
-    spread = np.square(blind) * strength / layer.depth * BLIND_GAIN
+    slope, error = hubs.slopes(x, f, layer.geometry)
+    blind = -1.0 / np.minimum(slope, -1e-6)
+    spread = OPTIMISM * np.square(error * np.square(blind)) + TINY
     variance = np.square(deviation)
     agree = np.square(s - blind) < 16.0 * (variance + spread)
     mean = np.where(agree, (s * spread + blind * variance) / np.maximum(spread + variance, TINY), s)

@@ -3,7 +3,8 @@
     C = |cos(W~, W0)|;  (r, c) = the matching that maximises C;  W^[c] = W~[r] <W~[r], W0[c]> / <W~[r], W~[r]>
 
 Three kinds of units are tried: rows, input channels (a permutation on the input side moves columns), and for
-depthwise layers whole channels. The published attack takes the argmax, here the matching is one to one.
+depthwise layers whole channels. The published attack takes the argmax, here the matching is one to one,
+and where no scalars explain as much as scalars, there are none.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from shadownet.attacks.recovery import TINY, Recovery, assign, cosines
+from shadownet.attacks.recovery import TINY, Recovery, assign, cosines, factors
 from shadownet.attacks.view import AdversaryView, PublicLayer
 
 Array = np.ndarray[Any, Any]
+
+UNSCALED = 1.3  # no scalars fit as well as scalars do, if they leave at most this much more: they have no parameters
+SURER = 0.5  # columns are short and many, so chance matches them well: they must fit twice as well as rows
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
@@ -31,17 +35,28 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
     if layer.slots != layer.per_group or layer.groups > 1 or layer.depth == k:
         return rows
     columns = match_columns(layer.rows[0], prior[0], k)
-    return min((rows, columns), key=lambda recovery: recovery.doubt)
+    return columns if columns.doubt < SURER * rows.doubt else rows
 
 
 def match_rows(rows: Array, base: Array) -> Recovery:
     """One group: rows [M, d], M >= n, against base [n, d]. ``rows`` of the result is [1, n, d]."""
-    cosine = cosines(rows, base)
-    r, c = assign(np.abs(cosine))
+    cosine = np.abs(cosines(rows, base))
+    r, c = assign(cosine)
     out = base.copy()
-    power = np.maximum(np.square(rows[r]).sum(axis=1, keepdims=True), TINY)
-    out[c] = rows[r] * ((rows[r] * base[c]).sum(axis=1, keepdims=True) / power)
-    return Recovery(out[None], ordered=True, doubt=1.0 - float(np.abs(cosine[r, c]).mean()), form="rows")
+    out[c] = rows[r] * factors(rows[r], base[c])
+    plain = match_plain(rows, base)
+    if np.square(plain - base).sum() < UNSCALED * np.square(out - base).sum():
+        out = plain
+    return Recovery(out[None], ordered=True, doubt=1.0 - float(cosine[r, c].mean()), form="rows")
+
+
+def match_plain(units: Array, base: Array) -> Array:
+    """Units [p, ...] that were permuted and nothing else, in the order of base [q, ...]: matched by distance."""
+    x, w = units.reshape(len(units), -1), base.reshape(len(base), -1)
+    r, c = assign(2.0 * x @ w.T - np.square(x).sum(axis=1)[:, None])
+    out = base.copy()
+    out[c] = units[r]
+    return out
 
 
 def match_columns(rows: Array, base: Array, k: int) -> Recovery:
@@ -58,8 +73,10 @@ def match_channels(rows: Array, base: Array) -> Recovery:
     cosine = np.abs(np.einsum("amd,bmd->abm", _unit(rows), _unit(base)))
     r, c = assign(cosine.mean(axis=2))
     out = base.copy()
-    power = np.maximum(np.square(rows[r]).sum(axis=2, keepdims=True), TINY)
-    out[c] = rows[r] * ((rows[r] * base[c]).sum(axis=2, keepdims=True) / power)
+    out[c] = rows[r] * factors(rows[r], base[c])
+    plain = match_plain(rows, base)
+    if np.square(plain - base).sum() < UNSCALED * np.square(out - base).sum():
+        out = plain
     return Recovery(out, ordered=True, doubt=1.0 - float(cosine[r, c].mean()), form="channels")
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from shadownet.attacks.recovery import TINY, Recovery, norms
+from shadownet.attacks.recovery import Recovery, norms
 from shadownet.attacks.view import AdversaryView, PublicLayer
 
 Array = np.ndarray[Any, Any]
 
-SIMPLER = 1.5  # the channel form has far fewer unknowns: it may fit this much worse and is still believed
+SIMPLER = 3.0  # the channel form has far fewer unknowns: it may fit this much worse and is still believed,
+UNRELATED = 1.0  # if it leaves less than this share of the prior; strangers leave 1.4
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
@@ -30,9 +31,10 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
     if k > 1 and layer.depth > k:
         forms["channels"] = np.stack([turn(x, w, k) for x, w in zip(layer.rows, prior, strict=True)])
     misfit = {name: float(norms((rows - prior).reshape(1, -1))[0, 0]) for name, rows in forms.items()}
-    name = "channels" if "channels" in forms and misfit["channels"] < SIMPLER * misfit["inputs"] else "inputs"
-    doubt = misfit[name] / max(float(norms(prior.reshape(1, -1))[0, 0]), TINY)
-    return Recovery(forms[name], ordered=True, doubt=doubt, form=name)
+    size = float(norms(prior.reshape(1, -1))[0, 0])
+    limit = min(SIMPLER * misfit["inputs"], UNRELATED * size)
+    name = "channels" if misfit.get("channels", np.inf) < limit else "inputs"
+    return Recovery(forms[name], ordered=True, doubt=misfit[name] / size, form=name)
 
 
 def turn(rows: Array, base: Array, k: int) -> Array:

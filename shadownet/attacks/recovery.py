@@ -57,6 +57,16 @@ def assign(score: Array) -> tuple[Array, Array]:
     return rows, columns
 
 
+def factors(rows: Array, base: Array) -> Array:
+    """s [..., 1] for which s * rows comes closest to ``base``; all 1 if they are that within chance."""
+    power = np.maximum(np.square(rows).sum(axis=-1, keepdims=True), TINY)
+    s: Array = (rows * base).sum(axis=-1, keepdims=True) / power
+    left = np.square(s * rows - base).sum(axis=-1, keepdims=True) / max(rows.shape[-1] - 1, 1)
+    unusual = np.abs(s - 1.0) / np.sqrt(np.maximum(left / power, 1e-24))
+    # The median of |z| is 0.67, and of so many draws at most this:
+    return np.ones_like(s) if np.median(unusual) < 0.67 + 3.0 / np.sqrt(s.size) else s
+
+
 def row_space(rows: Array, tolerance: float = 1e-5) -> Array:
     """An orthonormal basis [r, d] of the space that ``rows`` [n, d] span; smaller directions count as rounding."""
     _, size, basis = np.linalg.svd(rows, full_matrices=False)

@@ -14,9 +14,9 @@ from shadownet.attacks.view import AdversaryView, PublicLayer
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
-    """None without a public model, or where the rows span everything, so that nothing is learned."""
+    """None without a public model, for depthwise layers, or where the rows span everything and tell nothing."""
     prior = view.prior(layer)
-    if prior is None or layer.slots >= layer.depth:
+    if prior is None or layer.depthwise or layer.slots >= layer.depth:
         return None
     bases = [row_space(rows) for rows in layer.rows]
     if max(len(basis) for basis in bases) >= layer.depth:

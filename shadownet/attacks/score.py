@@ -16,6 +16,7 @@ from shadownet.attacks.truth import TrueLayer
 
 Array = np.ndarray[Any, Any]
 
+STREAM = 0x5C02E  # of the controls, so that no victim drawn from the same seed is its own control
 CLOSE = 0.05  # a filter counts as recovered below this relative error
 
 
@@ -67,7 +68,7 @@ def score_layer(recovery: Recovery, truth: TrueLayer, base: Array | None = None,
     Raises ``AssertionError`` if what is scored is the victim itself: shared memory means the bench is broken.
     """
     assert not np.shares_memory(recovery.rows, truth.rows), "the object scored is the victim"
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, STREAM])
     true, claimed = _flat(truth.rows, truth.depthwise), _flat(recovery.rows, truth.depthwise)
     errors, match = _matched(claimed, true)
     prior = None if base is None else _flat(base, truth.depthwise)
