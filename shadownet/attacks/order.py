@@ -22,25 +22,27 @@ import numpy as np
 from shadownet.attacks.network import LINEAR, Network
 from shadownet.attacks.recovery import assign
 from shadownet.graph import Op
-from shadownet.wire.errors import ModelError
 
 Array = np.ndarray[Any, Any]
 
-START = (-1.5, -0.5, 0.0, 0.5, 1.5)  # biases tried first, in deviations of y
-STEPS = 3
+COARSE, FINE = (-1.0, 0.0, 1.0), (-1.5, -0.5, 0.0, 0.5, 1.5)  # biases tried first, in deviations of y
+STEPS = 4
 POSITIONS = 4096  # values of a channel that take part
 BELIEVED = 0.6  # a matching that leaves more than this share of the variance open is none
+POOR = 0.25  # a channel that its row leaves open by more than this, and three times the median, has the wrong row
+CANDIDATES = 400
 
 
 @dataclass(frozen=True, eq=False)
 class Ordered:
     """``order[c]`` is the row of natural channel c; ``gain`` and ``bias`` [n] in natural order; ``doubt`` the median
-    share of a channel's variance that the matched row leaves unexplained."""
+    share of a channel's variance that the matched row leaves unexplained, ``open`` [n] this share of each."""
 
     order: Array
     gain: Array
     bias: Array
     doubt: float
+    open: Array
 
     @property
     def believed(self) -> bool:
@@ -60,70 +62,127 @@ def order_layer(
         return None
     y = _linear(network, op, rows, sent[op.inputs[0]])
     n = y.shape[-1]
-    truth = _per_channel(sent[target], n)
-    if truth is None:
+    segment = _Segment.between(network, op, sent, target, n)
+    if segment is None:
         return None
     deviation = np.maximum(y.reshape(-1, n).std(axis=0), 1e-9)
-    spread = np.maximum(((truth - truth.mean(axis=1, keepdims=True)) ** 2).sum(axis=1), 1e-12)
-    known = {t: v for t, v in sent.items() if t not in (target, op.outputs[0])}
-    cost, gain, bias = (np.empty((n, n)) for _ in range(3))
+    cost = np.empty((n, n))
     for shift in range(n):
         row = (np.arange(n) - shift) % n  # the row that stands at each channel
-        start = _Segment(network, op, known, target, y[..., row], truth)
-        error, g, b = start.fit(deviation[row], scaled)
-        cost[row, np.arange(n)], gain[row, np.arange(n)], bias[row, np.arange(n)] = error / spread, g, b
+        cost[row, np.arange(n)] = segment.fit(y[..., row], deviation[row], scaled, COARSE, 1)[0]
     a, c = assign(-np.minimum(cost, 4.0))
-    order = np.empty(n, np.int64)
-    order[c] = a
-    at = order, np.arange(n)
-    return Ordered(order, gain[at], bias[at], float(np.median(cost[at])))
+    order = a[np.argsort(c)]
+    left, gain, bias = segment.fit(y[..., order], deviation[order], scaled, FINE, STEPS)
+    return Ordered(order, gain, bias, float(np.median(left)), left)
 
 
+def repair(
+    network: Network, op: Op, weights: Array, found: Ordered, rows: Array, sent: Mapping[int, Array]
+) -> tuple[Array, Array, Array] | None:
+    """Find filters that A4 paired wrongly: (weights, bias, share left open [n]), or None if all is well.
+
+    ``weights`` [n, ...] stand in natural order; ``rows`` [M, d] are the public ones. Every sum of two public rows that
+    no good filter uses as its own is tried at every poor channel (s = 1). Needs a layer in one group.
+    """
+    target = _observer(network, op, sent)
+    poor = np.flatnonzero(found.open > max(POOR, 3.0 * found.doubt))
+    if target is None or not len(poor):
+        return None
+    flat = weights.reshape(len(weights), -1)
+    good = np.setdiff1d(np.arange(len(flat)), poor)
+    pairs = [(a, b) for a in range(len(rows)) for b in range(a)]
+    sums = rows[[a for a, _ in pairs]] + rows[[b for _, b in pairs]]
+    used = _used(pairs, sums, flat[good])
+    keep = [k for k, (a, b) in enumerate(pairs) if not {a, b} <= used and len({a, b} & used) < 2]
+    if len(keep) > CANDIDATES:
+        return None
+    n = len(flat)
+    segment = _Segment.between(network, op, sent, target, n)
+    assert segment is not None
+    cost, bias = np.full((len(keep), n), np.inf), np.zeros((len(keep), n))
+    for i in range(0, len(keep), n):
+        batch = keep[i : i + n]
+        filled = np.resize(np.array(batch), n)
+        y = _linear(network, op, sums[filled].reshape(weights.shape), sent[op.inputs[0]])
+        deviation = np.maximum(y.reshape(-1, n).std(axis=0), 1e-9)
+        for k in range(len(batch)):
+            one = np.repeat(y[..., k : k + 1], n, axis=-1)
+            cost[i + k], _, bias[i + k] = segment.fit(one, np.full(n, deviation[k]), True, FINE, STEPS)
+    which, where = assign(-np.minimum(cost[:, poor], 4.0))
+    out, shift, left = flat.copy(), found.bias.copy(), found.open.copy()
+    for k, c in zip(which, poor[where], strict=True):
+        if cost[k, c] < left[c]:
+            out[c], shift[c], left[c] = sums[keep[k]], bias[k, c], cost[k, c]
+    return out.reshape(weights.shape).astype(np.float32), shift, left
+
+
+def _used(pairs: list[tuple[int, int]], sums: Array, good: Array) -> set[int]:
+    """Rows that are good filters' own: of the two rows of a pair the one that fewer filters share."""
+    hits = [pairs[int(np.square(sums - w).sum(axis=1).argmin())] for w in good]
+    count = np.bincount(np.array(hits).reshape(-1), minlength=int(np.max(pairs, initial=0)) + 1)
+    return {min(pair, key=lambda r: int(count[r])) for pair in hits if count[pair[0]] != count[pair[1]]}
+
+
+@dataclass(frozen=True, eq=False)
 class _Segment:
-    """From one layer's sums to the next observed tensor, channel by channel."""
+    """From one layer's sums to the next observed tensor, channel by channel. ``truth`` is float64 [n, positions]."""
 
-    def __init__(
-        self, network: Network, op: Op, known: dict[int, Array], target: int, y: Array, truth: Array
-    ) -> None:
-        self.network, self.op, self.known, self.target, self.y, self.truth = network, op, known, target, y, truth
+    network: Network
+    op: Op
+    known: dict[int, Array]
+    target: int
+    truth: Array
 
-    def error(self, gain: Array, bias: Array) -> tuple[Array, Array]:
-        """(squared error [n], predicted values [n, positions])."""
-        z = activate(self.op, (self.y * gain + bias).astype(np.float32))
+    @classmethod
+    def between(
+        cls, network: Network, op: Op, sent: Mapping[int, Array], target: int, n: int
+    ) -> _Segment | None:
+        truth = _per_channel(sent[target], n)
+        known = {t: v for t, v in sent.items() if t not in (target, op.outputs[0])}
+        return None if truth is None else cls(network, op, known, target, truth)
+
+    def error(self, y: Array, gain: Array, bias: Array) -> tuple[Array, Array]:
+        """(squared error [n], predicted values [n, positions]) of sums ``y`` [N, ..., n]."""
+        z = activate(self.op, (y * gain + bias).astype(np.float32))
         values, _ = self.network.forward(
             np.zeros((len(z), *self.network.input_shape), np.float32),
             self.known | {self.op.outputs[0]: z}, self.target,
         )  # fmt: skip
-        found = _per_channel(values[self.target], self.y.shape[-1])
+        found = _per_channel(values[self.target], len(self.truth))
         assert found is not None
         return ((found - self.truth) ** 2).sum(axis=1), found
 
-    def fit(self, deviation: Array, scaled: bool) -> tuple[Array, Array, Array]:
-        """(error, gain, bias), each [n]: a grid of biases, then Gauss-Newton steps that are kept if they help."""
-        n = self.y.shape[-1]
+    def fit(
+        self, y: Array, deviation: Array, scaled: bool, starts: tuple[float, ...], steps: int
+    ) -> tuple[Array, Array, Array]:
+        """(share of the variance left open, gain, bias), each [n]: a grid of biases, then Gauss-Newton steps."""
+        n = y.shape[-1]
         gain, bias = np.ones(n), np.zeros(n)
         best = np.full(n, np.inf)
-        for start in START:
-            error, _ = self.error(gain, start * deviation)
+        for start in starts:
+            error, _ = self.error(y, gain, start * deviation)
             better = error < best
             bias, best = np.where(better, start * deviation, bias), np.where(better, error, best)
-        for _ in range(STEPS):
-            step_gain, step_bias = self._step(gain, bias, deviation, scaled)
-            error, _ = self.error(gain + step_gain, bias + step_bias)
+        for _ in range(steps):
+            step_gain, step_bias = self._step(y, gain, bias, deviation, scaled)
+            error, _ = self.error(y, gain + step_gain, bias + step_bias)
             better = error < best
             gain, bias = np.where(better, gain + step_gain, gain), np.where(better, bias + step_bias, bias)
             best = np.where(better, error, best)
-        return best, gain, bias
+        spread = np.square(self.truth - self.truth.mean(axis=1, keepdims=True)).sum(axis=1)
+        return best / np.maximum(spread, 1e-12), gain, bias
 
-    def _step(self, gain: Array, bias: Array, deviation: Array, scaled: bool) -> tuple[Array, Array]:
-        _, here = self.error(gain, bias)
+    def _step(
+        self, y: Array, gain: Array, bias: Array, deviation: Array, scaled: bool
+    ) -> tuple[Array, Array]:
+        _, here = self.error(y, gain, bias)
         h = 0.02 * deviation
-        slope = (self.error(gain, bias + h)[1] - here) / h[:, None]
+        slope = (self.error(y, gain, bias + h)[1] - here) / h[:, None]
         left = self.truth - here
         bb, bl = (slope * slope).sum(1) + 1e-12, (slope * left).sum(1)
         if scaled:
             return np.zeros_like(gain), bl / bb
-        tilt = (self.error(gain * 1.02, bias)[1] - here) / (0.02 * gain[:, None])
+        tilt = (self.error(y, gain * 1.02, bias)[1] - here) / (0.02 * gain[:, None])
         gg, gb, gl = (tilt * tilt).sum(1) + 1e-12, (tilt * slope).sum(1), (tilt * left).sum(1)
         det = gg * bb - gb * gb + 1e-9 * gg * bb
         return np.clip((gl * bb - bl * gb) / det, -0.9 * gain, None), (bl * gg - gl * gb) / det
@@ -170,10 +229,3 @@ def _per_channel(values: Array, n: int) -> Array | None:
     flat = values.reshape(-1, n)
     step = max(1, len(flat) // POSITIONS)
     return np.ascontiguousarray(flat[::step].T.astype(np.float64))
-
-
-def natural(network: Network, op: Op) -> int:
-    """The number of filters of ``op``. Raises ``ModelError`` for an op that is not linear."""
-    if op.kind not in LINEAR:
-        raise ModelError(f"op {op.id} is not linear")
-    return network.parameters[op.inputs[1]].shape[3 if op.kind == "DEPTHWISE_CONV_2D" else 0]

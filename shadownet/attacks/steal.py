@@ -20,7 +20,7 @@ import numpy as np
 
 from shadownet.attacks import registry, surrogate
 from shadownet.attacks.network import Network
-from shadownet.attacks.order import Ordered, order_layer
+from shadownet.attacks.order import BELIEVED, Ordered, order_layer, repair
 from shadownet.attacks.recovery import Recovery, assign
 from shadownet.attacks.view import AdversaryView, PublicLayer
 from shadownet.graph import Op
@@ -28,7 +28,9 @@ from shadownet.wire.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
-RUNS = 64  # recorded runs that take part in ordering
+RUNS = 32  # recorded runs that take part in ordering
+BIAS_SPREAD = 0.3  # how far biases are expected from where they start
+ENOUGH = 40  # labels below which nothing is held out to choose by
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,15 @@ def _in_order(view: AdversaryView, network: Network, layers: Sequence[_Layer]) -
             continue
         if not natural or one.layer.depthwise:
             _rearrange(network, one, found, sent)
+        bias = found.bias
+        if one.attack == "A4" and one.layer.groups == 1 and _scaled(view, one):
+            weights = network.parameters[one.op.inputs[1]]
+            better = repair(network, one.op, weights, found, one.layer.rows[0], sent)
+            if better is not None:
+                network.parameters[one.op.inputs[1]], bias, left = better
+                one.doubt = float(np.median(left))
         if one.op.input(2) in network.parameters:
-            network.parameters[one.op.inputs[2]] = found.bias.astype(np.float32)
+            network.parameters[one.op.inputs[2]] = bias.astype(np.float32)
 
 
 def _sent(view: AdversaryView, layers: Sequence[_Layer]) -> dict[int, Array]:
@@ -196,8 +205,21 @@ def _fit(
     if any(one.order == "unknown" for one in layers):
         surrogate.train(network, x, labels, list(network.parameters), seed=seed)
         return "everything"
-    known = {one.op.input(2) for one in layers if one.doubt is not None}
+    known = {one.op.input(2) for one in layers if one.doubt is not None and one.doubt < BELIEVED}
     missing = [t for t in surrogate.biases(network) if t not in known]
     # Few labels fit few numbers: what crossed has told the other biases better than labels can.
-    surrogate.train(network, x, labels, missing, rate=1e-2, seed=seed)
+    more = network.copy()
+    surrogate.train(network, x, labels, missing, rate=1e-2, spread=BIAS_SPREAD, seed=seed)
+    if known or len(x) < ENOUGH:
+        return "biases"
+    # Which is better, only held-out answers tell.
+    few, many = network.copy(), more.copy()
+    few.parameters, many.parameters = dict(more.parameters), dict(more.parameters)
+    cut = len(x) * 4 // 5
+    surrogate.train(few, x[:cut], labels[:cut], missing, rate=1e-2, spread=BIAS_SPREAD, seed=seed)
+    surrogate.train(many, x[:cut], labels[:cut], list(many.parameters), seed=seed)
+    if surrogate.cross_entropy(many, x[cut:], labels[cut:]) < surrogate.cross_entropy(few, x[cut:], labels[cut:]):
+        surrogate.train(more, x, labels, list(more.parameters), seed=seed)
+        network.parameters = more.parameters
+        return "everything"
     return "biases"

@@ -32,13 +32,17 @@ def biases(network: Network) -> list[int]:
 
 def train(
     network: Network, x: Array, labels: Array, movable: Iterable[int], steps: int = 600, rate: float = 3e-3,
-    seed: int = 0,
+    spread: float = 0.0, seed: int = 0,
 ) -> None:  # fmt: skip
-    """Fit ``network`` in place to ``labels`` [N] on ``x`` [N, ...]; only parameters ``movable`` change."""
+    """Fit ``network`` in place to ``labels`` [N] on ``x`` [N, ...]; only parameters ``movable`` change.
+
+    ``spread`` is the deviation of a normal prior around where they start; 0 means none.
+    """
     if not len(x) or not steps:
         return
     rng = np.random.default_rng(seed)
     movable = list(movable)
+    start = {t: network.parameters[t] for t in movable}
     first = {t: np.zeros_like(network.parameters[t]) for t in movable}
     second = {t: np.zeros_like(network.parameters[t]) for t in movable}
     for step in range(1, steps + 1):
@@ -50,6 +54,8 @@ def train(
             if t not in found:
                 continue
             g = found[t]
+            if spread:
+                g = g + (network.parameters[t] - start[t]) / (spread**2 * len(x))
             first[t] = 0.9 * first[t] + 0.1 * g
             second[t] = 0.999 * second[t] + 0.001 * g * g
             move = first[t] / (1 - 0.9**step) / (np.sqrt(second[t] / (1 - 0.999**step)) + 1e-8)
