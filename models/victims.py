@@ -129,14 +129,18 @@ def train(family: str, folder: Path) -> None:
 def _distance(model, base) -> float:
     """|W - W0| / |W0| over all kernels, before BatchNorm folds into them."""
     pairs = [(a, b) for a, b in zip(model.get_weights(), base.get_weights(), strict=True) if a.ndim > 1]
-    square = [sum(float(np.square(v).sum()) for v in part) for part in ([a - b for a, b in pairs], [b for _, b in pairs])]
+    square = [
+        sum(float(np.square(v).sum()) for v in part) for part in ([a - b for a, b in pairs], [b for _, b in pairs])
+    ]
     return (square[0] / square[1]) ** 0.5
 
 
 def ensure(names: list[str], folder: Path | None = None) -> list[Path]:
     """Paths of these victims; those that are nowhere are trained."""
     target = folder or cache()
-    missing = {n.split("_")[0] for n in names if (find(n) is None if folder is None else not (folder / f"{n}.tflite").exists())}
+    missing = {
+        n.split("_")[0] for n in names if (find(n) is None if folder is None else not (folder / f"{n}.tflite").exists())
+    }
     if missing and not DATA.exists():
         write_data()
     for family in sorted(missing):

@@ -113,9 +113,7 @@ def _once(
             outcomes = bench.weigh(view, truth, registry.select(attack), seed)
             yield attack, (outcomes[0].to_json() if outcomes else {"recovered": None})
         elif data is not None:
-            crossed = replace(
-                view, knowledge=Knowledge.TRANSCRIPT, transcript=bench.record(bundle, data.queries, key)
-            )
+            crossed = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=bench.record(bundle, data.queries, key))
             for name, sees, public in (("files", view, None), ("files and public model", view, base),
                                        ("files and transcript", crossed, None)):  # fmt: skip
                 if name == "files and public model" and base is None:

@@ -1,13 +1,13 @@
 """Gates: what a bundle's owner is not willing to lose, as a small TOML file that a CI can hold a release to.
 
-    max_filters_recovered = 0.05     # share of all filters, best attack on each layer
-    attacks = ["A0", "A4"]           # default: all that apply
-    base = "public.tflite"           # a public relative that attackers have; paths are relative to this file
-    data = "samples.npz"             # for the gates on the stolen model
-    queries = 50                     # labels that an attacker may ask for
-    runs = 32                        # runs of its own that it may record; 0: public files only
-    bundle = "m.shadow"              # for the pytest plugin, which has no command line
-    model = "m.tflite"
+max_filters_recovered = 0.05     # share of all filters, best attack on each layer
+attacks = ["A0", "A4"]           # default: all that apply
+base = "public.tflite"           # a public relative that attackers have; paths are relative to this file
+data = "samples.npz"             # for the gates on the stolen model
+queries = 50                     # labels that an attacker may ask for
+runs = 32                        # runs of its own that it may record; 0: public files only
+bundle = "m.shadow"              # for the pytest plugin, which has no command line
+model = "m.tflite"
 """
 
 from __future__ import annotations

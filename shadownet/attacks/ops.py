@@ -84,7 +84,10 @@ def subtract(inputs: list[Array], options: Any) -> tuple[Array, Back]:
 
 def multiply(inputs: list[Array], options: Any) -> tuple[Array, Back]:
     a, b = inputs
-    back = lambda dy: [_shrink(dy * b, a.shape), _shrink(dy * a, b.shape)]  # noqa: E731
+
+    def back(dy: Array) -> list[Array | None]:
+        return [_shrink(dy * b, a.shape), _shrink(dy * a, b.shape)]
+
     return fused(a * b, back, options.fusedActivationFunction)
 
 

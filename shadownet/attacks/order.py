@@ -134,9 +134,7 @@ class _Segment:
     truth: Array
 
     @classmethod
-    def between(
-        cls, network: Network, op: Op, sent: Mapping[int, Array], target: int, n: int
-    ) -> _Segment | None:
+    def between(cls, network: Network, op: Op, sent: Mapping[int, Array], target: int, n: int) -> _Segment | None:
         truth = _per_channel(sent[target], n)
         known = {t: v for t, v in sent.items() if t not in (target, op.outputs[0])}
         return None if truth is None else cls(network, op, known, target, truth)
@@ -172,9 +170,7 @@ class _Segment:
         spread = np.square(self.truth - self.truth.mean(axis=1, keepdims=True)).sum(axis=1)
         return best / np.maximum(spread, 1e-12), gain, bias
 
-    def _step(
-        self, y: Array, gain: Array, bias: Array, deviation: Array, scaled: bool
-    ) -> tuple[Array, Array]:
+    def _step(self, y: Array, gain: Array, bias: Array, deviation: Array, scaled: bool) -> tuple[Array, Array]:
         _, here = self.error(y, gain, bias)
         h = 0.02 * deviation
         slope = (self.error(y, gain, bias + h)[1] - here) / h[:, None]

@@ -28,8 +28,8 @@ def document(cells: Sequence[Cell]) -> str:
         "not apply.",
         matrix(cells),
         "## Whole models",
-        "Accuracy and fidelity of the stolen model; in brackets normalised from 0, the same labels without the leak, to "
-        "1, the victim. FGSM: adversarial examples made on the stolen model that the victim gets wrong. AUC, TPR: "
+        "Accuracy and fidelity of the stolen model; in brackets normalised from 0, the same labels without the leak, "
+        "to 1, the victim. FGSM: adversarial examples made on the stolen model that the victim gets wrong. AUC, TPR: "
         "membership inference by confidence on the stolen model, TPR at 1 % false positives.",
         thefts(cells),
         "## Attacks",

@@ -196,9 +196,7 @@ def _classes(network: Network, layers: Sequence[_Layer], x: Array, labels: Array
     last.order = "labels"
 
 
-def _fit(
-    network: Network, layers: Sequence[_Layer], x: Array, labels: Array, public: bool, seed: int
-) -> str:
+def _fit(network: Network, layers: Sequence[_Layer], x: Array, labels: Array, public: bool, seed: int) -> str:
     """Fit to the labels what is not known yet."""
     if not len(x):
         return "nothing"

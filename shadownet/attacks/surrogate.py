@@ -59,7 +59,7 @@ def train(
             first[t] = 0.9 * first[t] + 0.1 * g
             second[t] = 0.999 * second[t] + 0.001 * g * g
             move = first[t] / (1 - 0.9**step) / (np.sqrt(second[t] / (1 - 0.999**step)) + 1e-8)
-            network.parameters[t] = (network.parameters[t] - now * move).astype(np.float32)
+            network.parameters[t] = np.asarray(network.parameters[t] - now * move, np.float32)
 
 
 def fresh(network: Network, seed: int) -> Network:
@@ -106,18 +106,16 @@ class Quality:
         return asdict(self)
 
 
-def quality(
-    model: Network, victim: Network, x: Array, y: Array, members: tuple[Array, Array] | None = None
-) -> Quality:
+def quality(model: Network, victim: Network, x: Array, y: Array, members: tuple[Array, Array] | None = None) -> Quality:
     """Measure ``model`` on held-out data ``x`` [N, ...], ``y`` [N]; ``members`` are training data of the victim."""
     answers, theirs = model.classify(x), victim.classify(x)
     usable = theirs == y
     reach = EPSILON * float(x.max() - x.min())
-    carried = [transfer(model, victim, x[usable], y[usable], reach, steps) for steps in (1, PGD_STEPS)]
+    fgsm, pgd = (transfer(model, victim, x[usable], y[usable], reach, steps) for steps in (1, PGD_STEPS))
     auc = tpr = None
     if members is not None:
         auc, tpr = membership(model, members, (x, y))
-    return Quality(float((answers == y).mean()), float((answers == theirs).mean()), *carried, auc, tpr)
+    return Quality(float((answers == y).mean()), float((answers == theirs).mean()), fgsm, pgd, auc, tpr)
 
 
 def transfer(model: Network, victim: Network, x: Array, y: Array, reach: float, steps: int) -> float:

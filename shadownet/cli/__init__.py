@@ -136,7 +136,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("arena", "run models x schemes x attacks and write the matrix", "arena")
     p.add_argument("--models", nargs="+", default=[], metavar="MODEL.tflite", help="none: only write the report")
-    p.add_argument("--schemes", default="shadownet:artifact,shadownet:paper", metavar="A,B", help="default: %(default)s")
+    p.add_argument(
+        "--schemes", default="shadownet:artifact,shadownet:paper", metavar="A,B", help="default: %(default)s"
+    )
     p.add_argument("--attacks", default="all", metavar="A,B", help="default: %(default)s; STEAL: whole models only")
     p.add_argument("--base", default="auto", metavar="auto|none|FILE", help="auto: NAME_base.tflite beside NAME_…")
     p.add_argument("--data", metavar="D.npz", help="samples and labels: steal whole models too")
@@ -144,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=_count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     p.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes (default: one a core)")
     p.add_argument("--backend", default="loky", metavar="NAME", help="of joblib (default: %(default)s)")
-    p.add_argument("--out", default="results", metavar="DIR", help="a file for each cell; resumed (default: %(default)s)")
+    p.add_argument(
+        "--out", default="results", metavar="DIR", help="a file for each cell; resumed (default: %(default)s)"
+    )
     p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
 
     p = verb("demo", "protect a small network and watch it read digits", "demo")

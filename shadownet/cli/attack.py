@@ -89,6 +89,10 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}" if 0.001 <= share <= 0.999 or share in (0.0, 1.0) else f"{share:.2%}"
 
 
+def size(error: float | None) -> str:
+    return "" if error is None else f"{error:.1e}" if error > 1e-12 else "0"
+
+
 def _verdict(bundle: str, scheme: str, outcomes: list[bench.Outcome], total: int, scored: bool) -> str:
     from shadownet.attacks import bench
 
@@ -98,7 +102,9 @@ def _verdict(bundle: str, scheme: str, outcomes: list[bench.Outcome], total: int
     lost = bench.lost(outcomes, total)
     used = ", ".join(sorted({attack for attack, _ in bench.by_layer(outcomes)}))
     word = "BROKEN" if lost > 0.5 else "leaks" if lost > 0.01 else "holds against these attacks"
-    return f"{bundle} ({scheme}): {word}. {percent(lost)} of {total} filters recovered within 5 % ({used or 'no attack'})."
+    return (
+        f"{bundle} ({scheme}): {word}. {percent(lost)} of {total} filters recovered within 5 % ({used or 'no attack'})."
+    )
 
 
 def _outcomes(outcomes: list[bench.Outcome]) -> None:
@@ -106,18 +112,28 @@ def _outcomes(outcomes: list[bench.Outcome]) -> None:
         [
             o.attack, o.needs, str(o.layers), percent(o.recovered),
             "" if o.worst is None else f"{percent(o.worst)} {o.worst_layer}",
-            "" if o.error is None else f"{o.error:.1e}", percent(o.pairs), percent(o.null), percent(o.base),
+            size(o.error), percent(o.pairs), percent(o.null), percent(o.base),
             f"{o.seconds:.1f}",
         ]
         for o in outcomes
     ]  # fmt: skip
-    columns = ["attack", "needs", "layers", "recovered", "worst layer", "median error", "pairs", "random", "public model"]
+    columns = [
+        "attack",
+        "needs",
+        "layers",
+        "recovered",
+        "worst layer",
+        "median error",
+        "pairs",
+        "random",
+        "public model",
+    ]
     table([*columns, "s"], rows)
 
 
 def _layers(layers: list[tuple[str, Any]]) -> None:
     rows = [
-        [s.layer, str(s.filters), str(s.depth), attack, percent(s.rows.recovered), f"{s.rows.error:.1e}",
+        [s.layer, str(s.filters), str(s.depth), attack, percent(s.rows.recovered), size(s.rows.error),
          percent(s.rows.aligned), percent(s.null.recovered)]
         for attack, s in layers
     ]  # fmt: skip
