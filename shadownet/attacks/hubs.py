@@ -8,6 +8,7 @@ every row lies near one is a facility location problem, which needs no threshold
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import Any
 
@@ -45,41 +46,60 @@ def hubs_by_cover(affinity: Array, count: int, start: Array) -> Array:
     """
     a = affinity.copy()
     np.fill_diagonal(a, 1.0)
-    hubs = [int(k) for k in np.flatnonzero(start)]
+    hubs = np.flatnonzero(start)
     while len(hubs) > count:
-        losses = []
-        for k in range(len(hubs)):
-            rest = hubs[:k] + hubs[k + 1 :]
-            losses.append(a[:, rest].max(axis=1).sum() if rest else 0.0)
-        hubs.pop(int(np.argmax(losses)))
-    best = a[:, hubs].max(axis=1) if hubs else np.full(len(a), -1.0)
-    while len(hubs) < count:
-        gains = np.maximum(a - best[:, None], 0.0).sum(axis=0)
-        gains[hubs] = -1.0
-        hubs.append(int(gains.argmax()))
-        best = np.maximum(best, a[:, hubs[-1]])
-    return _swap(a, hubs)
+        hubs = np.delete(hubs, int(_losses(a, hubs).argmin()))
+    return _swap(a, _add(a, hubs, count))
 
 
-def _swap(a: Array, hubs: list[int]) -> Array:
-    everyone = np.arange(len(a))
-    for _ in range(SWEEPS if hubs else 0):
-        near = a[:, hubs]
-        owner = near.argmax(axis=1)
-        first = near[everyone, owner]
-        near[everyone, owner] = -np.inf
-        second = np.maximum(near.max(axis=1), -1.0)
+def _losses(a: Array, hubs: Array) -> Array:
+    """What dropping each hub would cost, [hubs]."""
+    owner, first, second = _best_two(a, hubs)
+    return np.bincount(owner, weights=first - second, minlength=len(hubs))
+
+
+def _best_two(a: Array, hubs: Array) -> tuple[Array, Array, Array]:
+    """(position of each row's nearest hub, the affinity to it, the affinity to the second nearest), [M] each."""
+    everyone, near = np.arange(len(a)), a[:, hubs]
+    owner = near.argmax(axis=1)
+    first = near[everyone, owner]
+    near[everyone, owner] = -1.0
+    return owner, first, near.max(axis=1)
+
+
+def _add(a: Array, hubs: Array, count: int) -> Array:
+    """Add what helps most until there are ``count`` hubs. Gains only shrink, so old ones are bounds (lazy greedy)."""
+    chosen = [int(k) for k in hubs]
+    best = a[:, hubs].max(axis=1) if len(hubs) else np.full(len(a), -1.0)
+    heap = [(-float(gain), k) for k, gain in enumerate(np.maximum(a - best[:, None], 0.0).sum(axis=0))]
+    heapq.heapify(heap)
+    while len(chosen) < count:
+        _, k = heapq.heappop(heap)
+        if k in chosen:
+            continue
+        gain = float(np.maximum(a[:, k] - best, 0.0).sum())
+        if heap and gain < -heap[0][0]:
+            heapq.heappush(heap, (-gain, k))
+            continue
+        chosen.append(k)
+        best = np.maximum(best, a[:, k])
+    return np.array(chosen, dtype=np.int64)
+
+
+def _swap(a: Array, hubs: Array) -> Array:
+    hubs = hubs.copy()
+    for _ in range(SWEEPS if len(hubs) else 0):
+        owner, first, second = _best_two(a, hubs)
         gain = np.maximum(a - first[:, None], 0.0).sum(axis=0)
-        lost = np.maximum(a, second[:, None]) - np.maximum(a, first[:, None])
-        member = np.zeros((len(hubs), len(a)))
-        member[owner, everyone] = 1.0
-        delta = gain[None] + member @ lost
+        order = np.argsort(owner, kind="stable")  # each hub covers itself at least, so no segment is empty
+        lost = np.maximum(a, second[:, None])[order] - np.maximum(a, first[:, None])[order]
+        delta = gain[None] + np.add.reduceat(lost, np.searchsorted(owner[order], np.arange(len(hubs))), axis=0)
         delta[:, hubs] = -np.inf
-        out, new = np.unravel_index(delta.argmax(), delta.shape)
+        out, new = np.unravel_index(int(delta.argmax()), delta.shape)
         if delta[out, new] <= 1e-9:
             break
-        hubs[int(out)] = int(new)
-    return np.sort(np.array(hubs, dtype=np.int64))
+        hubs[out] = new
+    return np.sort(hubs)
 
 
 def whiten(rows: Array, sample: Array, geometry: Geometry) -> Array:
