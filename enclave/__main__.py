@@ -46,7 +46,8 @@ class Worker:
         sealing.load_libraries()
         if request["enclave_memory"]:
             limit_memory(int(request["enclave_memory"]))
-        _, plaintext = sealing.unseal(Path(request["bundle"]), load(Path(request["key"])))
+        bundle = Path(request["bundle"])
+        header, plaintext = sealing.unseal(bundle, load(Path(request["key"])))
         program, blobs = container.unpack(plaintext)
         link = None
         if self._accelerator is not None:
@@ -55,7 +56,8 @@ class Worker:
         self._link = link
         parsed = Program.parse(program, blobs, bool(request["mask_input"]))
         threads, memory = int(request["num_threads"]), int(request["mask_memory"])
-        self._executor = Executor(parsed, threads, link, memory, Trace(bool(request["trace"])))
+        public = sealing.public_half(bundle, header) if parsed.checked and parsed.layers else b""
+        self._executor = Executor(parsed, public, threads, link, memory, Trace(bool(request["trace"])))
         return {
             "entries": {
                 key: [[spec.to_json() for spec in side] for side in (entry.inputs, entry.outputs)]

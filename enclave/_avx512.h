@@ -4,43 +4,14 @@
  * 16 positions side by side ([slot][position]) a lookup is one aligned load. So the first pass, which copies and
  * checks, leaves blocks of 16 rows transposed in private memory, and the second transposes its results back.
  */
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define HAVE_AVX512 1
-#define UNROLL _Pragma("GCC unroll 16")
-#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
-#define AVX512_INLINE static inline __attribute__((always_inline, target("avx512f,avx512dq,avx512bw,avx512vl")))
-
-/* Transpose 16 rows of 16 floats. */
-AVX512_INLINE void transpose16(__m512 v[16]) {
-    __m512 t[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 16; i += 4)
-        UNROLL for (int h = 0; h < 2; h++) {
-            const __m512d a = _mm512_castps_pd(t[i + h]), b = _mm512_castps_pd(t[i + h + 2]);
-            v[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-            v[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        }
-    UNROLL for (int c = 0; c < 4; c++) {
-        const __m512 a = v[c], b = v[c + 4], d = v[c + 8], e = v[c + 12];
-        const __m512 ab_low = _mm512_shuffle_f32x4(a, b, 0x88), ab_high = _mm512_shuffle_f32x4(a, b, 0xdd);
-        const __m512 de_low = _mm512_shuffle_f32x4(d, e, 0x88), de_high = _mm512_shuffle_f32x4(d, e, 0xdd);
-        t[c] = _mm512_shuffle_f32x4(ab_low, de_low, 0x88);
-        t[c + 8] = _mm512_shuffle_f32x4(ab_low, de_low, 0xdd);
-        t[c + 4] = _mm512_shuffle_f32x4(ab_high, de_high, 0x88);
-        t[c + 12] = _mm512_shuffle_f32x4(ab_high, de_high, 0xdd);
-    }
-    UNROLL for (int i = 0; i < 16; i++) v[i] = t[i];
-}
-
+#if HAVE_AVX512
 /* Copy whole blocks of 16 rows, transposed to [block][slot][16]; returns whether every value is finite. */
-AVX512 static int copy_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots) {
+AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blocks, int64_t slots, const Check *check,
+                               int64_t rows) {
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
     __m512i worst = _mm512_setzero_si512();
-    for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots)
+    for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
+        __m512 even0 = _mm512_setzero_ps(), odd0 = even0, even1 = even0, odd1 = even0; /* sums of even and odd slots */
         for (int64_t s = 0; s < slots; s += 16) {
             const int64_t width = slots - s < 16 ? slots - s : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
@@ -50,9 +21,42 @@ AVX512 static int copy_blocks(float *private_, const float *shared, int64_t bloc
                 worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
             }
             transpose16(v);
-            for (int r = 0; r < width; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
+            if (width == 16)
+                UNROLL for (int r = 0; r < 16; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
+            else
+                for (int r = 0; r < width; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
+            if (!check) continue;
+            const float *vector = check->vectors + s;
+            if (width == 16)
+                UNROLL for (int r = 0; r < 16; r += 2) {
+                    even0 = _mm512_fmadd_ps(_mm512_set1_ps(vector[r]), v[r], even0);
+                    odd0 = _mm512_fmadd_ps(_mm512_set1_ps(vector[r + 1]), v[r + 1], odd0);
+                    even1 = _mm512_fmadd_ps(_mm512_set1_ps(vector[slots + r]), v[r], even1);
+                    odd1 = _mm512_fmadd_ps(_mm512_set1_ps(vector[slots + r + 1]), v[r + 1], odd1);
+                }
+            else
+                for (int r = 0; r < width; r++) {
+                    const __m512 value = _mm512_loadu_ps(private_ + (s + r) * 16);
+                    even0 = _mm512_fmadd_ps(_mm512_set1_ps(vector[r]), value, even0);
+                    even1 = _mm512_fmadd_ps(_mm512_set1_ps(vector[slots + r]), value, even1);
+                }
         }
+        if (check) {
+            _mm512_storeu_ps(check->sums + 16 * b, _mm512_add_ps(even0, odd0));
+            _mm512_storeu_ps(check->sums + rows + 16 * b, _mm512_add_ps(even1, odd1));
+        }
+    }
     return _mm512_reduce_max_epu32(worst) != 0x7f800000u;
+}
+
+AVX512 static int copy_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots) {
+    return copy_blocks_(private_, shared, blocks, slots, 0, 0);
+}
+
+/* The same, and the left-hand sides of a check on the way; `rows` is the length of its vectors of sums. */
+AVX512 static int copy_and_sum_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots,
+                                      const Check *check, int64_t rows) {
+    return copy_blocks_(private_, shared, blocks, slots, check, rows);
 }
 
 AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
@@ -107,10 +111,9 @@ AVX512 static void finish_blocks(const Finish *f, int64_t blocks, const float *p
                 if (f->result) _mm512_mask_storeu_ps(f->result + at, some, t);
                 if (push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, push + streamed));
                 if (f->send) _mm512_mask_storeu_ps(f->send + at, some, t);
+                if (f->keep) _mm512_mask_storeu_ps(f->keep + at, some, t);
             }
         }
     }
 }
-#else
-#define HAVE_AVX512 0
 #endif

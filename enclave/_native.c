@@ -19,7 +19,7 @@
 #define CLONES
 #endif
 
-enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5 };
+enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
 enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9 }; /* words of the call record, see shadownet/wire/arena.py */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
@@ -30,7 +30,7 @@ typedef struct {
     uint64_t sequence;
     int64_t ring, wait, hangup, app; /* descriptors: two pipes, the accelerator's socket, the app's or -1 */
     int64_t spin_ns, timeout_ns;
-    int64_t waiting_ns, reading_ns, finishing_ns, sending_ns; /* time spent, for the statistics */
+    int64_t waiting_ns, reading_ns, finishing_ns, sending_ns, checking_ns; /* time spent, for the statistics */
 } Link;
 
 /* One activation: clamp to [low, high], or leaky with slope low. */
@@ -38,6 +38,9 @@ typedef struct {
     int64_t kind;
     float low, high;
 } Activation;
+
+#include "_transpose.h"
+#include "_check.h"
 
 typedef struct {
     int64_t layer, rows, slots, n;
@@ -56,6 +59,8 @@ typedef struct {
     float *send;                  /* shared [rows, n]: the next layer's input, or NULL */
     int64_t claim;                /* whether `send` is not what the accelerator reads meanwhile */
     int64_t push;                 /* [rows, n] added to what is sent: byte offset into the masks, -1 for none */
+    float *keep;                  /* private [rows, n]: what is sent once more, for the next layer's check, or NULL */
+    const Check *check;           /* of this layer's answer, or NULL */
 } Finish;
 
 typedef struct {
@@ -64,6 +69,7 @@ typedef struct {
     const int32_t *order; /* [n] or NULL */
     int64_t push;         /* [rows, n] in the order in which it is sent: byte offset into the masks, -1 for none */
     float *target;        /* shared [rows, n] */
+    float *keep;          /* private [rows, n], as in Finish */
 } Send;
 
 typedef struct {
@@ -130,14 +136,17 @@ static inline void claim(Stream *s) {
     for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) *(volatile char *)(uintptr_t)s->next = 0;
 }
 
-/* Ask for a layer and wait for the reply, its masks on their way meanwhile. */
-static int call(Link *link, int64_t layer, Stream send, Stream pop, Stream push) {
+/* Ask for a layer. */
+static int ask(Link *link, int64_t layer) {
     volatile uint64_t *record = link->record;
-    const uint64_t before = link->sequence, sequence = ++link->sequence;
-    const int64_t start = now_ns();
     record[LAYER] = (uint64_t)layer;
-    __atomic_store_n(link->record + REQUEST, sequence, __ATOMIC_RELEASE);
-    if (write((int)link->ring, "!", 1) < 0 && errno != EAGAIN) return GONE; /* full: it has rung */
+    __atomic_store_n(link->record + REQUEST, ++link->sequence, __ATOMIC_RELEASE);
+    return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK; /* full: it has rung */
+}
+
+/* Wait for the reply; meanwhile take over what will be written, and fetch the masks. */
+static int await(Link *link, int64_t start, Stream send, Stream pop, Stream push) {
+    const uint64_t sequence = link->sequence, before = sequence - 1;
     int outcome = LATE;
     for (int spins = 0;; spins++) {
         if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != before) {
@@ -158,10 +167,9 @@ static int call(Link *link, int64_t layer, Stream send, Stream pop, Stream push)
         if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the accelerator first */
     }
     if (outcome != OK) outcome = sleep_for(link, before, start + link->timeout_ns);
-    link->waiting_ns += now_ns() - start;
     if (outcome != OK) return outcome;
     if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) != sequence) return WRONG;
-    return record[STATUS] == 0 ? OK : FAILED;
+    return ((volatile uint64_t *)link->record)[STATUS] == 0 ? OK : FAILED;
 }
 
 /* Copy shared memory into private memory and tell whether all of it is finite: each byte is read once. */
@@ -224,10 +232,13 @@ CLONES static void finish_rows(const Finish *f, int64_t first, float *row, const
             for (int64_t i = 0; i < n; i++) t[i] += other[i];
         }
         activate_row(t, f->second, n);
-        if (f->send && push)
-            add_row(f->send + r * n, t, push + r * n, n);
-        else if (f->send)
-            memcpy(f->send + r * n, t, (size_t)n * sizeof *t);
+        if (!f->send) continue;
+        float *sent = f->keep ? f->keep + r * n : f->send + r * n;
+        if (push)
+            add_row(sent, t, push + r * n, n);
+        else
+            memcpy(sent, t, (size_t)n * sizeof *t);
+        if (f->keep) memcpy(f->send + r * n, sent, (size_t)n * sizeof *t);
     }
 }
 
@@ -243,24 +254,46 @@ static int have_avx512(void) {
 /* Positions per block in which masks must be laid out; 1 is the plain layout. */
 int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 
-static int run_layer(Link *link, const Finish *f, float *row, const float *zeros, const char *masks) {
-    const int64_t size = f->rows * f->n;
-    const float *pop = at(masks, f->pop), *push = at(masks, f->push);
-    const int outcome = call(link, f->layer, stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size));
-    if (outcome != OK) return outcome;
-    const int64_t start = now_ns();
-    const int64_t blocks = have_avx512() ? f->rows / 16 : 0, rest = blocks * 16;
+/* Copy the answer, each shared byte once, and judge the copy. */
+static int take(const Finish *f, const Check *check, int64_t blocks, double norm) {
+    const int64_t rest = blocks * 16;
     int finite = copy_finite(f->copy + rest * f->slots, f->answer + rest * f->slots, (f->rows - rest) * f->slots);
 #if HAVE_AVX512
-    if (blocks) finite &= copy_blocks(f->copy, f->answer, blocks, f->slots);
+    if (blocks && check)
+        finite &= copy_and_sum_blocks(f->copy, f->answer, blocks, f->slots, check, f->rows);
+    else if (blocks)
+        finite &= copy_blocks(f->copy, f->answer, blocks, f->slots);
 #endif
     if (!finite) return NOT_FINITE;
+    if (!check) return OK;
+    sum_rows(check, f->copy, rest, f->rows, f->slots);
+    return agree(check, f->rows, norm) ? OK : NOT_RIGHT;
+}
+
+static int run_layer(Link *link, const Finish *f, float *row, const float *zeros, const char *masks) {
+    const int64_t size = f->rows * f->n, asked = now_ns();
+    const float *pop = at(masks, f->pop), *push = at(masks, f->push);
+    const Check *check = f->check && f->check->active ? f->check : 0;
+    int outcome = ask(link, f->layer);
+    if (outcome != OK) return outcome;
+    const int64_t waiting = check ? now_ns() : asked;
+    double norm = 0;
+    if (check) norm = expect(check, have_avx512());
+    const int64_t checked = check ? now_ns() : asked;
+    outcome = await(link, asked, stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size));
+    const int64_t start = now_ns();
+    link->checking_ns += checked - waiting;
+    link->waiting_ns += start - asked - (checked - waiting);
+    if (outcome != OK) return outcome;
+    const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
+    outcome = take(f, check, blocks, norm);
     const int64_t middle = now_ns();
+    link->reading_ns += middle - start;
+    if (outcome != OK) return outcome;
 #if HAVE_AVX512
     if (blocks) finish_blocks(f, blocks, pop, push);
 #endif
-    finish_rows(f, rest, row, zeros, pop, push);
-    link->reading_ns += middle - start;
+    finish_rows(f, blocks * 16, row, zeros, pop, push);
     link->finishing_ns += now_ns() - middle;
     return OK;
 }
@@ -269,13 +302,14 @@ static int run_layer(Link *link, const Finish *f, float *row, const float *zeros
 CLONES static void send_rows(const Send *s, const float *mask) {
     for (int64_t r = 0; r < s->rows; r++) {
         const float *x = s->source + r * s->n, *push = mask ? mask + r * s->n : 0;
-        float *out = s->target + r * s->n;
+        float *out = s->keep ? s->keep + r * s->n : s->target + r * s->n;
         if (s->order)
             for (int64_t i = 0; i < s->n; i++) out[i] = x[s->order[i]] + (push ? push[i] : 0);
         else if (push)
             add_row(out, x, push, s->n);
         else
             memcpy(out, x, (size_t)s->n * sizeof *x);
+        if (s->keep) memcpy(s->target + r * s->n, out, (size_t)s->n * sizeof *x);
     }
 }
 

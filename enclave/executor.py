@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from enclave import formats, native
+from enclave.exact import Residues
+from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
 from enclave.program import Entry, Layer, Program, Segment
@@ -15,7 +17,7 @@ from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
-from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.errors import BundleError, InputError, IntegrityError
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -27,13 +29,22 @@ class Executor:
     """Holds the opened program, the masks and the link to the accelerator (None if nothing is outsourced)."""
 
     def __init__(
-        self, program: Program, num_threads: int, link: Accelerator | None, mask_memory: int, trace: Trace
-    ) -> None:
+        self, program: Program, public: bytes, num_threads: int, link: Accelerator | None, mask_memory: int,
+        trace: Trace,
+    ) -> None:  # fmt: skip
+        """``public`` is the verified public model, from which checks of answers are made; b"" if there are none."""
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
         self.program, self.trace = program, trace
         self._trusted = TrustedModel(program.model, num_threads) if program.model else None
         self._link, self._rng, self._mask_memory = link, Rng(), mask_memory
+        self._policy = Policy(program.checked, self._rng)
+        self._checkers = {
+            layer.number: Checker(layer.public, public, layer.format.exact, self._rng)
+            for layer in (program.layers if program.checked else [])
+        }
+        self._geometries: dict[int, Geometry] = {}
+        self._native_checks: dict[int, NativeCheck] = {}
         self._shapes: list[tuple[Shape, Shape]] = []  # of each layer's input and output
         self._entry: int | None = None
         self._inputs: list[Shape] = []
@@ -79,7 +90,8 @@ class Executor:
     def _output_shape(self, layer: Layer) -> Shape:
         """Of a layer whose pop subgraph is prepared; that one has a channel for each limb."""
         *positions, channels = self._runtime().shape(layer.pop, layer.pop_output)
-        return (*positions, channels // layer.pop_limbs.count)
+        limbs = layer.residues.pop.weights if layer.residues else layer.pop_limbs
+        return (*positions, channels // limbs.count)
 
     def _is_open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
         """Complete ``layers`` and tell whether the accelerator knows exactly these shapes."""
@@ -96,7 +108,11 @@ class Executor:
         assert self._link is not None
         self._link.open(
             [
-                {"signature": layer.name, "input": inp, "output": (*out[:-1], layer.slots)}
+                {
+                    "signature": layer.name,
+                    "input": _times(layer.stack, inp),
+                    "output": _times(layer.stack, (*out[:-1], layer.slots)),
+                }
                 for layer, (inp, out) in zip(self.program.layers, wanted, strict=True)
             ]
         )
@@ -104,7 +120,11 @@ class Executor:
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
-        self._actions, self._stretches = [], {}
+        self._actions, self._stretches, self._geometries, self._native_checks = [], {}, {}, {}
+        for number in self._checkers:
+            layer, (source, target) = self.program.layers[number], self._shapes[number]
+            crossing = _times(layer.stack, source), _times(layer.stack, (*target[:-1], layer.slots))
+            self._geometries[number] = Geometry(layer.public, *crossing)
         steps = [step for step in entry.steps if isinstance(step, Layer)]
         native_run = native.load() is not None
         at = 0
@@ -133,7 +153,13 @@ class Executor:
         for step in entry.steps[end:]:
             later.update(step.reads())
         assert self._link is not None
-        made = Stretch(layers, self._shapes, later, self._link)
+        checks = {
+            layer.number: self._checkers[layer.number].native(self._geometries[layer.number], self._link.kept)
+            for layer in layers
+            if layer.number in self._checkers
+        }
+        self._native_checks |= checks
+        made = Stretch(layers, self._shapes, later, self._link, checks)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
 
@@ -150,6 +176,7 @@ class Executor:
                 raise InputError(f"input {spec.name!r} holds values that are not finite")
             tensors[spec.index] = value
         masks = self.masks.take()
+        self._choose()
         for action, dead in self._actions:
             began = time.perf_counter()
             if isinstance(action, Segment):
@@ -166,6 +193,22 @@ class Executor:
         self.seconds += time.perf_counter() - start
         return [tensors[spec.index] for spec in entry.outputs]
 
+    def _choose(self) -> None:
+        """Choose the layer calls of one inference that are checked."""
+        if self._checkers:
+            self._chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
+        if self._policy.share < 1:
+            for number, check in self._native_checks.items():
+                check.record["active"] = self._chosen[number]
+
+    def _check(self, layer: Layer, sent: Array, answer: Array) -> None:
+        """Raises ``IntegrityError`` if the layer's turn is checked and the answer does not belong to what was sent."""
+        if layer.number not in self._checkers or not self._chosen[layer.number]:
+            return
+        if not self._checkers[layer.number].holds(self._geometries[layer.number], sent, answer):
+            assert self._link is not None
+            self._link.refuse(layer.name)
+
     def _segment(self, segment: Segment, tensors: dict[int, Array]) -> None:
         inputs, outputs = ([local for _, local in side] for side in (segment.inputs, segment.outputs))
         results = self._runtime().run(segment.subgraph, inputs, [tensors[t] for t, _ in segment.inputs], outputs)
@@ -175,21 +218,58 @@ class Executor:
         """Mask, dispatch, check, restore, unmask, finish one linear layer, in NumPy."""
         link = self._link
         assert link is not None
+        if layer.residues is not None:
+            return self._exact(layer, layer.residues, tensors, masks)
         encoded, context = layer.format.encode(tensors[layer.input])
         sent = layer.restore.shuffle(encoded)
-        np.copyto(link.input(layer.number), sent + masks.push(layer.number) if layer.masked else sent)
+        if layer.masked:
+            sent = sent + masks.push(layer.number)
+        np.copyto(link.input(layer.number), sent)
         began = time.perf_counter()
         link.call(layer.number, layer.name)
         self.trace.add(layer.name, "accelerator", began, bytes_sent=4 * sent.size)
         answer = link.read(layer.number, layer.name)
+        self._check(layer, sent, answer)
         y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
         if layer.masked:
             y -= masks.pop(layer.number)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
 
+    def _exact(self, layer: Layer, residues: Residues, tensors: dict[int, Array], masks: MaskSet) -> Array:
+        """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
+        link, number = self._link, layer.number
+        assert link is not None
+        encoded, context = layer.format.encode(tensors[layer.input])
+        target = link.input(number)
+        sent = link.kept[: target.size].reshape(target.shape)  # private: what is checked is not read back from outside
+        residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
+        np.copyto(target, sent)
+        began = time.perf_counter()
+        link.call(number, layer.name)
+        self.trace.add(layer.name, "accelerator", began, bytes_sent=target.nbytes)
+        answer = link.read(number, layer.name)
+        if not residues.possible(answer):
+            raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
+        self._check(layer, sent, answer)
+        y = residues.receive(answer, layer.restore, masks.pop(number) if layer.masked else None)
+        return layer.format.decode(y, context, tensors.get(layer.format.residual))
+
+    def _make_pad(self, layer: Layer, residues: Residues) -> Pair:
+        """A one-time pad, as it will be added, and the layer's true linear image of it mod p."""
+        order = layer.restore.order
+        push = residues.pad(self._rng, self._shapes[layer.number][0])
+        natural = push.copy() if order is None else push[..., np.argsort(order)]
+        digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
+        residues.pop.digits.cut(natural, digits)
+        # Copies: each run leaves its result where the last one was.
+        parts = [np.array(self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
+        return push, residues.image(parts)
+
     def _make_mask(self, number: int) -> Pair:
         """Draw a push mask, as it will be sent, and compute its pop mask with the layer's true weights."""
         layer = self.program.layers[number]
+        if layer.residues is not None:
+            return self._make_pad(layer, layer.residues)
         shape, order = self._shapes[number][0], layer.restore.order
         if layer.format.exact:
             push = self._rng.integers(-formats.MASK_BOUND, formats.MASK_BOUND + 1, shape).astype(np.float32)
@@ -223,6 +303,11 @@ def _broadcast(shape: Shape, residual: Shape | None) -> Shape:
         return shape if residual is None else np.broadcast_shapes(shape, residual)
     except ValueError:
         raise InputError(f"these shapes lead to adding {list(residual or ())} to {list(shape)}") from None
+
+
+def _times(count: int, shape: Shape) -> Shape:
+    """The shape of ``count`` limbs along the first dimension."""
+    return shape if count == 1 else (count * shape[0], *shape[1:])
 
 
 def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shadownet.wire.errors import BundleError
+from shadownet.wire.errors import BundleError, InputError
 
 Array = np.ndarray[Any, Any]
 
@@ -83,6 +83,32 @@ class Float:
         return self.second.apply(y)
 
 
+class Fixed:
+    """float32 in and out, in fixed point between: the input in steps of its largest magnitude / ``levels``, the
+    weights in steps of ``scale`` per filter. The input's scale stays in the enclave. Then as :class:`Float`.
+    """
+
+    exact = True
+
+    def __init__(self, scale: Array, levels: int, epilogue: Float) -> None:
+        self._scale, self._levels, self._epilogue = scale.astype(np.float64), levels, epilogue
+        self.residual = epilogue.residual
+
+    def encode(self, x: Array) -> tuple[Array, float]:
+        """Integers (float64) in [-levels, levels], and the size of a step. Raises ``InputError`` unless finite."""
+        largest = float(max(x.max(initial=0), -x.min(initial=0)))
+        if not np.isfinite(largest):
+            raise InputError("the model's activations are not finite on this input")
+        # In float64 the largest value becomes exactly ``levels``, however small it is.
+        q = np.multiply(x, self._levels / largest if largest else 0.0, dtype=np.float64)
+        return np.rint(q, out=q), largest / self._levels
+
+    def decode(self, y: Array, context: float, residual: Array | None = None) -> Array:
+        out = np.empty(y.shape, np.float32)
+        np.multiply(y, self._scale * context, out=out, casting="same_kind")  # in float64, rounded once
+        return self._epilogue.decode(out, None, residual)
+
+
 class Integer:
     """8-bit in and out: real = scale (q - zero). Requantises as XNNPACK, LiteRT's default, does:
     rint(float32(sum + bias) * float32(sx sw / sy)) + zero point, clamped to the fused activation's range.
@@ -150,9 +176,10 @@ def create(record: dict[str, Any], blobs: dict[str, Array]) -> Format:
         return blobs[record[name]] if record[name] else None
 
     kind = record["kind"]
-    if kind == "float":
+    if kind in ("float", "fixed"):
         first, second = (Activation.parse(record[name]) for name in ("first", "second"))
-        return Float(blob("bias"), first, blob("gain"), blob("shift"), int(record["residual"]), second)
+        plain = Float(blob("bias"), first, blob("gain"), blob("shift"), int(record["residual"]), second)
+        return plain if kind == "float" else Fixed(blobs[record["scale"]], int(record["levels"]), plain)
     if kind == "integer":
         zero_in, zero_out, low, high = (int(record[name]) for name in ("zero_in", "zero_out", "low", "high"))
         return Integer(blob("bias"), blobs[record["scale"]], zero_in, zero_out, low, high, str(record["dtype"]))

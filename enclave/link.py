@@ -17,7 +17,7 @@ from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
 
 Array = np.ndarray[Any, Any]
-PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds")
+PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds", "checking_seconds")
 OPEN_DEADLINE_S = 300.0  # compiling a large model for a GPU takes a while
 
 
@@ -53,7 +53,7 @@ class Accelerator:
         """
         self._names = [str(layer["signature"]) for layer in layers]
         shapes = [(tuple(layer["input"]), tuple(layer["output"])) for layer in layers]
-        sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*shapes, strict=True)]
+        sizes = [[4 * int(np.prod(s)) for s in column] for column in zip(*shapes, strict=True)] or [[], []]
         size_in, size_out = (aligned(max(column, default=0)) for column in sizes)
         # Two regions each, in turn: while one is read, the other's cache lines can change hands.
         self._offsets = [(k % 2 * size_in, 2 * size_in + k % 2 * size_out) for k in range(len(layers))]
@@ -91,7 +91,11 @@ class Accelerator:
             (arena.array(at[0], i, np.float32), arena.array(at[1], o, np.float32))
             for (i, o), at in zip(shapes, self._offsets, strict=True)
         ]
-        self.private = np.empty(max(sizes[1], default=0) // 4, np.float32)
+        self.private, self.kept = (np.empty(max(column, default=0) // 4, np.float32) for column in reversed(sizes))
+
+    def refuse(self, name: str) -> None:
+        """Raise the error for an answer that failed its check."""
+        self._refuse("not right", name)
 
     def input(self, layer: int) -> Array:
         """The shared view into which the layer's masked input is written."""
@@ -151,8 +155,8 @@ class Accelerator:
 
     @staticmethod
     def _refuse(outcome: str, name: str) -> None:
-        if outcome == "not finite":
-            raise IntegrityError(f"the accelerator's answer for layer {name} is not finite")
+        if outcome in ("not finite", "not right"):
+            raise IntegrityError(f"the accelerator's answer for layer {name} is {outcome}")
         raise WorkerError(f"the accelerator {_OUTCOMES[outcome]} in layer {name}")
 
     def call(self, layer: int, name: str) -> None:

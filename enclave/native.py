@@ -15,9 +15,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 SEND, FINISH = 0, 1
-OUTCOMES = ("ok", "gone", "late", "failed", "wrong", "not finite")
+OUTCOMES = ("ok", "gone", "late", "failed", "wrong", "not finite", "not right")
 
-COUNTERS = ("waiting_ns", "reading_ns", "finishing_ns", "sending_ns")
+COUNTERS = ("waiting_ns", "reading_ns", "finishing_ns", "sending_ns", "checking_ns")
 
 _ACTIVATION = [("kind", "i8"), ("low", "f4"), ("high", "f4")]
 # The structures of _native.c; every field has 8 bytes but the two floats of an activation. Masks (send_push, pop, push)
@@ -26,10 +26,21 @@ STEP = np.dtype(
     [
         ("kind", "i8"),
         ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"),
+        ("send_keep", "u8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
         ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
-        ("send", "u8"), ("claim", "i8"), ("push", "i8"),
+        ("send", "u8"), ("claim", "i8"), ("push", "i8"), ("keep", "u8"), ("check", "u8"),
+    ]
+)  # fmt: skip
+GEOMETRY = (
+    "batch", "height", "width", "channels", "out_height", "out_width", "kernel_height", "kernel_width",
+    "stride_height", "stride_width", "dilation_height", "dilation_width", "top", "left",
+)  # fmt: skip
+CHECK = np.dtype(
+    [
+        ("active", "i8"), *((name, "i8") for name in GEOMETRY),
+        *((name, "u8") for name in ("vectors", "filters", "input", "expected", "sums")), ("tolerance", "f8"),
     ]
 )  # fmt: skip
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from enclave import formats, limbs
+from enclave.exact import Residues
 from enclave.formats import Format
+from enclave.integrity import Public
 from enclave.restore import Restore
 from shadownet.wire.errors import BundleError, InputError
 from shadownet.wire.tensors import TensorSpec
@@ -42,7 +44,10 @@ class Limbs:
 
 @dataclass(frozen=True)
 class Layer:
-    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0)."""
+    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0).
+
+    ``residues`` says how it runs in Z_p, for exact activations; then ``limbs``, ``pop_limbs`` and ``sigma`` are unused.
+    """
 
     number: int
     name: str
@@ -57,6 +62,13 @@ class Layer:
     pop_limbs: Limbs
     restore: Restore
     format: Format
+    public: Public
+    residues: Residues | None = None
+
+    @property
+    def stack(self) -> int:
+        """How often its input crosses, in limbs along the first dimension."""
+        return self.residues.public.digits.count if self.residues else 1
 
     def reads(self) -> list[int]:
         return [self.input, *([self.format.residual] if self.format.residual >= 0 else [])]
@@ -75,11 +87,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none."""
+    """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none.
+
+    ``checked`` is the share of layer calls whose answers are checked, 0 to 1.
+    """
 
     layers: list[Layer]
     entries: dict[int, Entry]
     model: bytes
+    checked: float
 
     @classmethod
     def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
@@ -87,7 +103,10 @@ class Program:
         try:
             layers = [_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
             entries = {int(key): _entry(entry, blobs, layers) for key, entry in record["entries"].items()}
-            return cls(layers, entries, blobs["trusted"].tobytes())
+            checked = float(record["checked"])
+            if not 0 <= checked <= 1:
+                raise ValueError("no share of layer calls")
+            return cls(layers, entries, blobs["trusted"].tobytes(), checked)
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 
@@ -96,6 +115,9 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
     restore = Restore.from_blobs({name: blobs[blob] for name, blob in record["restore"].items()})
     if restore.slot.max() >= int(record["slots"]):
         raise ValueError("a lookup outside the answer")
+    residues = Residues.from_json(record["residues"]) if record["residues"] else None
+    if residues is not None and not residues.restorable(restore):
+        raise ValueError("no restoring map of integers")
     return Layer(
         number=number,
         name=str(record["signature"]),
@@ -110,6 +132,8 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
         pop_limbs=Limbs(*(int(v) for v in record["pop_limbs"])),
         restore=restore,
         format=formats.create(record["format"], blobs),
+        public=Public.parse(record["public"]),
+        residues=residues,
     )
 
 

@@ -53,6 +53,14 @@ class Rng:
         values = self._u64(int(np.prod(shape))) % np.uint64(high - low)
         return values.astype(np.int64).reshape(shape) + low
 
+    def residues(self, prime: int, shape: tuple[int, ...]) -> Array:
+        """int64, exactly uniform in [0, prime): draws of as many bits as ``prime`` has, too large ones drawn again."""
+        shift = np.uint64(64 - prime.bit_length())
+        values = self._u64(int(np.prod(shape))) >> shift
+        while (beyond := np.flatnonzero(values >= np.uint64(prime))).size:
+            values[beyond] = self._u64(beyond.size) >> shift
+        return values.astype(np.int64).reshape(shape)
+
     def permutation(self, count: int) -> Array:
         """A uniform permutation of 0..count-1 (int64): the order of random 64-bit keys."""
         return np.argsort(self._u64(count), kind="stable")

@@ -93,6 +93,17 @@ def unseal(directory: Path, device_key: bytes) -> tuple[Header, bytearray]:
     return header, plaintext
 
 
+def public_half(directory: Path, header: Header) -> bytes:
+    """The public model, whose hash an authenticated header holds. Raises ``BundleError`` if it is not that one."""
+    try:
+        content = (directory / ACCELERATOR).read_bytes()
+    except OSError as error:
+        raise BundleError(f"the bundle cannot be read: {error.strerror or error}") from None
+    if hashlib.sha256(content).hexdigest() != header.accelerator:
+        raise BundleError(REFUSED)
+    return content
+
+
 def read_header(file: BinaryIO) -> tuple[Header, bytes]:
     """Parse the header of a sealed file: (header, its bytes). Nothing in it is authenticated yet."""
     fixed = file.read(_FIXED.size)

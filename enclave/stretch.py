@@ -14,6 +14,7 @@ import numpy as np
 
 from enclave import native
 from enclave.formats import Activation, Float
+from enclave.integrity import NativeCheck
 from enclave.link import Accelerator
 from enclave.masks import Layout, MaskSet, Pair
 from enclave.program import Layer
@@ -34,12 +35,13 @@ class Patch:
 
 class Stretch:
     """``layers`` in order; ``shapes`` are (input, output) by layer number; ``later`` are the
-    tensors that somebody reads afterwards."""
+    tensors that somebody reads afterwards; ``checks`` by layer number, which may be empty."""
 
     def __init__(
-        self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], link: Accelerator
-    ) -> None:
-        self.layers, self._link, self._shapes = layers, link, shapes
+        self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], link: Accelerator,
+        checks: dict[int, NativeCheck],
+    ) -> None:  # fmt: skip
+        self.layers, self._link, self._shapes, self._checks = layers, link, shapes, checks
         self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
         self.streamed_push: set[int] = set()  # and of these their push half in the C loop's; pop halves all are
         self._keep: list[Array] = []
@@ -106,6 +108,8 @@ class Stretch:
             "order": self._pointer(layer.restore.order),
             "target": native.address(self._link.input(layer.number)),
         }
+        if layer.number in self._checks:
+            step["send_keep"] = native.address(self._link.kept)
         self._refer(step, len(steps), "source", layer.input)
         if layer.masked:
             self._patch("send_push", len(steps), layer)
@@ -137,6 +141,8 @@ class Stretch:
             "shift": arranged(format_.shift),
             "second": _activation(format_.second),
         }
+        if layer.number in self._checks:
+            step["check"] = native.address(self._checks[layer.number].record)
         if format_.residual >= 0:
             self._refer(step, len(steps), "residual", format_.residual)
         if layer.masked:
@@ -146,6 +152,8 @@ class Stretch:
         if following is not None:
             step["send"] = native.address(self._link.input(following.number))
             step["claim"] = int(step["send"] != native.address(self._link.input(layer.number)))
+            if following.number in self._checks:
+                step["keep"] = native.address(self._link.kept)
             if following.masked:
                 self._patch("push", len(steps), following)
                 self.streamed_push.add(following.number)
@@ -197,8 +205,8 @@ class Stretch:
 
 
 def runnable(layer: Layer) -> bool:
-    """Whether the C loop knows this layer's format."""
-    return isinstance(layer.format, Float)
+    """Whether the C loop knows this layer's format, and how to check its answer."""
+    return isinstance(layer.format, Float) and layer.public.kind != "TRANSPOSE_CONV"
 
 
 def _activation(activation: Activation) -> Any:

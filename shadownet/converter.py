@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -23,9 +24,9 @@ from shadownet.media import load_array
 from shadownet.metadata import normalization
 from shadownet.partition import Partition, partition, upstream
 from shadownet.progress import note, track
-from shadownet.quantized import constants, numbers
+from shadownet.quantized import Bits, constants, numbers, unfit
 from shadownet.selftest import agrees
-from shadownet.verify import Verdict, verify
+from shadownet.verify import Verdict, tolerance_for, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +34,7 @@ Samples = dict[int, list[list[Array]]]
 
 RANDOM_SAMPLES = 2
 MAX_CALIBRATION = 32
+DEFAULT_BITS = "12/12"
 
 # Ops that blow a small absolute error up, worst first. Masks leave such an error behind (float32 rounding at the
 # mask's size); where the trial run shows that it matters, the layers before these ops stay in the enclave.
@@ -48,9 +50,11 @@ class Options:
     activations: str
     integrity: str
     outsource: str
+    bits: Bits | None  # of exact activations; None for float ones
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "scheme"}
+        record = {name: value for name, value in vars(self).items() if name != "scheme"}
+        return record | {"bits": str(self.bits) if self.bits else None}
 
 
 def convert(
@@ -59,26 +63,29 @@ def convert(
     scheme: str = "shadownet",
     ratio: float = 1.2,
     activations: str = "float",
-    integrity: str = "none",
+    integrity: str = "full",
     outsource: str = "all",
     calibration: str | os.PathLike[str] | list[Array] | None = None,
     base: str | os.PathLike[str] | None = None,
     key: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    bits: str | None = None,
 ) -> dict[str, Any]:
     """Convert ``model`` into the bundle directory ``output`` and verify it through the real runtime.
 
     ``ratio`` is the obfuscation ratio r (M = ceil(r n) filters leave for n), 1 to 8. ``calibration`` holds samples
     [N, …] (a ``.npy`` path or one array per input) that set the size of the activation masks; without it random
     inputs do, which is said on stderr. ``outsource`` is "all", "none", "auto" or op ids, comma-separated.
-    ``activations`` and ``integrity`` know only "float" and "none" in this version.
+    ``activations`` is "float" (masks are noise) or "exact" (one-time pads mod p); for exact ones ``bits`` W/X are those
+    of weights and activations in float layers (default 12/12; 8-bit layers stay as they are). ``integrity`` is
+    "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1) or "none".
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = _options(scheme, ratio, activations, integrity, outsource, base)
+    options = _options(scheme, ratio, activations, integrity, outsource, base, bits)
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
@@ -88,16 +95,32 @@ def convert(
     return _summary(target, options.scheme.name, work_on, lowered, verdict, time.perf_counter() - start)
 
 
-def _options(scheme: str, ratio: float, activations: str, integrity: str, outsource: str, base: object) -> Options:
+def _options(
+    scheme: str, ratio: float, activations: str, integrity: str, outsource: str, base: object, bits: str | None
+) -> Options:
     if not 1.0 <= ratio <= 8.0:
         raise InputError(f"the obfuscation ratio must be between 1 and 8, not {ratio}")
-    for name, value, known in (("activations", activations, "float"), ("integrity", integrity, "none")):
-        if value != known:
-            raise InputError(f"{name} {value!r} is not in this version", f"use {known!r}")
+    if activations not in ("float", "exact"):
+        raise InputError(f"activations are float or exact, not {activations!r}")
+    if bits is not None and activations == "float":
+        raise InputError("bits are those of exact activations", "add --activations exact, or leave --bits out")
+    share_checked(integrity)
     if base is not None:
         raise InputError("no scheme of this version takes a public base model")
     parse_outsource(outsource)
-    return Options(schemes.get(scheme), float(ratio), activations, integrity, outsource)
+    fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
+    return Options(schemes.get(scheme), float(ratio), activations, integrity, outsource, fixed)
+
+
+def share_checked(integrity: str) -> float:
+    """The share of answers that is checked. Raises ``InputError``."""
+    if integrity in ("none", "full"):
+        return float(integrity == "full")
+    name, _, text = integrity.partition(":")
+    with contextlib.suppress(ValueError):
+        if name == "spot" and 0 < float(text) <= 1:
+            return float(text)
+    raise InputError(f"integrity is none, spot:F or full, not {integrity!r}", "F is a probability, such as spot:0.1")
 
 
 def parse_outsource(text: str) -> str | set[int]:
@@ -169,7 +192,7 @@ class _Conversion:
             else:
                 sizes[entry] = [random_inputs(specs, seed) for seed in range(RANDOM_SAMPLES)]
                 trial[entry] = [*sizes[entry], *quiet_inputs(specs)]
-        if calibration is None and any(p.linear for p in self.partitions.values()):
+        if calibration is None and self._options.bits is None and any(p.linear for p in self.partitions.values()):
             note("no --calibration: random inputs set the size of the activation masks")
         return sizes, trial
 
@@ -178,9 +201,16 @@ class _Conversion:
         self._observe()
         for entry, part in self.partitions.items():
             for lin in track(part.linear, "testing number formats"):
-                values = numbers(lin, part.graph, constants(lin, part.graph, self._folded[entry]))
+                known = constants(lin, part.graph, self._folded[entry])
+                values = numbers(lin, part.graph, known)
                 if values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
                     self._refused[entry][lin.op.id] = "LiteRT's kernel for it rounds differently"
+                if self._options.bits and (why := unfit(lin, numbers(lin, part.graph, known, self._options.bits))):
+                    self._refused[entry][lin.op.id] = why
+        if self._options.bits:
+            # Fixed point errs by a share of the loudest value, a logarithm is about the faint ones. Trial inputs may
+            # have none, real ones do.
+            self._refuse_before(AMPLIFIERS[0])
         if any(self._refused.values()):
             self.partitions = self._partition()
 
@@ -209,7 +239,8 @@ class _Conversion:
             before = upstream(part.graph, ends)
             for lin in part.linear:
                 if lin.op.id in before and (not kinds or lin.op.id not in ends):
-                    why = f"{kinds[0]} after it would amplify the rounding noise of its mask" if kinds else "imprecise"
+                    noise = "its rounding" if self._options.bits else "the rounding noise of its mask"
+                    why = f"{kinds[0]} after it would amplify {noise}" if kinds else "imprecise"
                     self._refused[entry][lin.op.id] = why
                     changed = True
         self.partitions = self._partition()
@@ -218,7 +249,14 @@ class _Conversion:
     def _attempt(self, work: Path) -> tuple[Lowered, Verdict]:
         for file in work.iterdir():
             file.unlink()
-        lowering = Lowering(self._graph, self._options.scheme, self._options.ratio, Rng())
+        lowering = Lowering(
+            self._graph,
+            self._options.scheme,
+            self._options.ratio,
+            Rng(),
+            self._options.bits,
+            share_checked(self._options.integrity),
+        )
         lowered = lowering.run(self._content, self.partitions, self._folded, self._rms)
         manifest = {
             "scheme": self._options.scheme.name,
@@ -232,7 +270,8 @@ class _Conversion:
         }
         bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, self._device_key)
         try:
-            return lowered, verify(work, self._key, self._reference, self.partitions, self._trial)
+            allowed = tolerance_for(self._options.to_json())
+            return lowered, verify(work, self._key, self._reference, self.partitions, self._trial, allowed)
         except InputError as error:  # LiteRT runs the whole model, and not the parts: keep more of it together
             if not lowered.layers:
                 raise

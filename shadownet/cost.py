@@ -23,6 +23,11 @@ def price(lin: LinearOp, ratio: float) -> int:
     return PER_BYTE * crossed + PER_CROSSING
 
 
+def sending(lin: LinearOp) -> float:
+    """What sending one limb of an exact layer's input costs, against computing one and reading the answer."""
+    return 4 * PER_BYTE * math.prod(lin.input_shape) / (lin.macs + 4 * PER_BYTE * lin.positions * lin.filters)
+
+
 def verdict(lin: LinearOp, ratio: float) -> str:
     """Why the layer is not worth outsourcing, or "" if it is."""
     cost = price(lin, ratio)

@@ -80,6 +80,21 @@ class LinearOp:
             return math.prod(self.input_shape) * math.prod(self.weight_shape[:3])
         return self.positions * self.filters * self.depth
 
+    def geometry(self) -> dict[str, Any]:
+        """Where its outputs find their inputs, as ``enclave.integrity.Public`` reads it."""
+        options = self.op.options
+        dense = self.kind in ("FULLY_CONNECTED", "BATCH_MATMUL")
+        kernel, stride, dilation = (1, 1), (1, 1), (1, 1)
+        if not dense:
+            kernel, stride = (self.weight_shape[1], self.weight_shape[2]), (options.strideH, options.strideW)
+        if not dense and self.kind != "TRANSPOSE_CONV":
+            dilation = options.dilationHFactor, options.dilationWFactor
+        return {
+            "kind": self.kind, "groups": self.groups, "kernel": list(kernel), "stride": list(stride),
+            "dilation": list(dilation), "same": not dense and options.padding == schema.Padding.SAME,
+            "paddings": [list(p) for p in self.paddings[1:3]] if self.pad else [[0, 0], [0, 0]],
+        }  # fmt: skip
+
     def with_pad(self, pad: Op, graph: Subgraph, shapes: Shapes) -> LinearOp:
         """Absorb ``pad`` if it pads height and width of a convolution's input with zeros."""
         if self.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D") or pad.kind != "PAD" or not shapes.static[pad.inputs[0]]:
@@ -98,6 +113,11 @@ class LinearOp:
         """The op alone, as if its PAD had stayed where it was."""
         padded = tuple(d + a + b for d, (a, b) in zip(self.input_shape, self.paddings, strict=True)) if self.pad else ()
         return replace(self, pad=None, paddings=(), input=self.op_input, input_shape=padded or self.input_shape)
+
+    def stacked(self, count: int) -> LinearOp:
+        """The op for ``count`` times the batch: what is stacked along the first dimension stays apart."""
+        inputs, outputs = ((count * shape[0], *shape[1:]) for shape in (self.input_shape, self.output_shape))
+        return replace(self, input_shape=inputs, output_shape=outputs)
 
     def rows(self, weights: Array) -> Array:
         """Weights in TFLite layout -> [groups, filters of a group, depth], one filter a row."""

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
+from enclave.exact import Residues, largest_sum, plan, prime_above
 from enclave.formats import MASK_BOUND
 from enclave.limbs import split
 from enclave.rng import Rng
-from enclave.schemes import LayerWeights, Scheme
+from enclave.schemes import LayerWeights, Obfuscated, Scheme
 from shadownet import tiling
+from shadownet.cost import sending
 from shadownet.graph import Graph, ModelWriter
-from shadownet.linear import LinearOp
+from shadownet.graph.ir import OP_NAMES
+from shadownet.linear import OPTIONS, LinearOp
 from shadownet.partition import Partition, Step
 from shadownet.progress import track
-from shadownet.quantized import Numbers, constants, numbers
+from shadownet.quantized import Bits, Numbers, constants, numbers
+from shadownet.wire.errors import InputError
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -32,11 +37,26 @@ class Lowered:
     layers: list[dict[str, Any]]  # the public description of each outsourced layer
 
 
-class Lowering:
-    """Lowers the partitions of all entries of one model. ``rms`` maps (entry, tensor) to its root mean square."""
+@dataclass
+class Cut:
+    """A layer's weights as they are computed with: ``public`` on the accelerator, ``true`` for pop masks, both float32
+    [groups, filters, d]. Inputs are stacked ``stack`` times; ``record`` says how answers are put together."""
 
-    def __init__(self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng) -> None:
-        self._graph, self._scheme, self._ratio, self._rng = graph, scheme, ratio, rng
+    public: Array
+    true: Array
+    stack: int
+    record: dict[str, Any]
+
+
+class Lowering:
+    """Lowers the partitions of all entries of one model. ``rms`` maps (entry, tensor) to its root mean square.
+
+    ``bits`` are those of exact activations, None for float ones; ``checked`` is the share of answers to be checked.
+    """
+
+    def __init__(self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng, bits: Bits | None, checked: float) -> None:
+        self._graph, self._scheme, self._ratio, self._rng, self._bits = graph, scheme, ratio, rng, bits
+        self._checked = checked
         self._public = ModelWriter("untrusted half of a shadownet bundle: transformed linear layers")
         self._trusted = ModelWriter("trusted half of a shadownet bundle")
         self._blobs: dict[str, Array] = {}
@@ -66,6 +86,7 @@ class Lowering:
         trusted = content if not everything else self._trusted.finish() if has_trusted else b""
         self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
         program = {
+            "checked": self._checked,
             "entries": entries,
             "layers": self._layers,
             "signatures": [
@@ -74,40 +95,42 @@ class Lowering:
             ],
         }
         accelerator = self._public.finish() if self._layers else b""
+        for layer, parts in zip(self._layers, weight_parts(accelerator), strict=True):
+            layer["public"]["parts"] = [
+                [at, shape, used] for (at, shape), (used, _) in zip(parts, layer["public"].pop("tiles"), strict=True)
+            ]
         return Lowered(accelerator, program, self._blobs, self._described)
 
     def _layer(self, part: Partition, lin: LinearOp, folded: dict[int, Array], rms: float, last_dense: bool) -> None:
         name = f"layer{len(self._layers):03d}_{lin.kind.lower()}"
-        values = numbers(lin, part.graph, constants(lin, part.graph, folded))
+        values = numbers(lin, part.graph, constants(lin, part.graph, folded), self._bits)
         weights = LayerWeights(values.rows, depthwise=lin.depthwise, integer=values.exact, last_dense=last_dense)
         hidden = self._scheme.obfuscate(weights, self._ratio, self._rng)
-        groups = hidden.rows.shape[0]
-        # The bound counts the mask even where there is none by default: --mask-input adds one at run time.
-        public, *limbs = self._limbs(values, hidden.rows)
+        cut = self._residues(lin, values, hidden) if self._bits else self._floats(values, hidden)
         target = self._public.subgraph(name)
-        filters = public.shape[0] * public.shape[1]
-        tiles = tiling.choose(lin, filters) if self._scheme.tuned else [(filters, 1)]
-        x, y = tiling.emit(lin, target, lin.weights_from(public), tiles)
+        crossing = lin.stacked(cut.stack)
+        slots = cut.public.shape[0] * cut.public.shape[1]
+        tiles = tiling.choose(crossing, slots) if self._scheme.tuned else [(slots, 1)]
+        x, y = tiling.emit(crossing, target, lin.weights_from(cut.public), tiles)
         self._public.signature(name, target, {"x": x}, {"y": y})
-        true, *pop_limbs = self._limbs(values, values.rows)
         trusted = self._trusted.subgraph(f"{name}_pop")
-        _, pop_output = lin.emit(trusted, lin.weights_from(true))
+        _, pop_output = lin.emit(trusted, lin.weights_from(cut.true))
         self._layers.append(
             {
                 "signature": name,
                 "input": lin.input,
                 "output": lin.result,
-                "slots": filters,
-                "limbs": [groups, *limbs],
+                "slots": slots,
                 "sigma": self._scheme.mask.sigma(rms),
                 "public_input": lin.public_input,
                 "pop": trusted.index,
                 "pop_output": pop_output,
-                "pop_limbs": [groups, *pop_limbs],
+                "public": lin.geometry() | {"tiles": tiles},
                 "format": self._format(name, values) | self._epilogue(name, lin),
                 "restore": {
                     key: self._blob(f"{name}.restore.{key}", value) for key, value in hidden.restore.to_blobs().items()
                 },
+                **cut.record,
             }
         )
         self._described.append(
@@ -115,11 +138,12 @@ class Lowering:
                 "signature": name,
                 "op": lin.kind,
                 "id": lin.op.id,
-                "input": list(lin.input_shape),
-                "output": [*lin.output_shape[:-1], filters],
+                "input": list(crossing.input_shape),
+                "output": [*crossing.output_shape[:-1], slots],
                 "tiles": tiles,
                 "filters": lin.filters,
-                "limbs": limbs[0],
+                "limbs": slots // (hidden.rows.shape[0] * hidden.rows.shape[1]),
+                "input_limbs": cut.stack,
                 "numbers": values.record["kind"],
                 "macs": lin.macs,
                 "masked": not lin.public_input,
@@ -127,8 +151,32 @@ class Lowering:
         )
 
     @staticmethod
-    def _limbs(values: Numbers, rows: Array) -> tuple[Array, int, int]:
-        return split(rows, values.largest + MASK_BOUND) if values.exact else (rows, 1, 1)
+    def _floats(values: Numbers, hidden: Obfuscated) -> Cut:
+        """For float activations. Exact layers are cut into limbs where their sums would not fit a float32."""
+        groups = hidden.rows.shape[0]
+
+        def limbs(rows: Array) -> tuple[Array, int, int]:
+            # The bound counts the mask even where there is none by default: --mask-input adds one at run time.
+            return split(rows, values.largest + MASK_BOUND) if values.exact else (rows, 1, 1)
+
+        public, *public_limbs = limbs(hidden.rows)
+        true, *pop_limbs = limbs(values.rows)
+        record = {"limbs": [groups, *public_limbs], "pop_limbs": [groups, *pop_limbs], "residues": None}
+        return Cut(public, true, 1, record)
+
+    @staticmethod
+    def _residues(lin: LinearOp, values: Numbers, hidden: Obfuscated) -> Cut:
+        """For exact activations. Raises ``InputError`` if the scheme's integers are too large."""
+        prime = prime_above(2 * largest_sum(values.rows, values.largest))
+        try:
+            public, product = plan(hidden.rows, prime, sending(lin))
+        except ValueError:
+            raise InputError("a hidden layer's sums cannot be kept exact", "use fewer --bits") from None
+        true, pop = plan(values.rows, prime, sending(lin))
+        found = Residues(prime, product, pop)
+        assert found.restorable(hidden.restore), "a scheme restores integers by integers"
+        record = {"limbs": [1, 1, 1], "pop_limbs": [1, 1, 1], "residues": found.to_json()}
+        return Cut(public, true, product.digits.count, record)
 
     def _epilogue(self, name: str, lin: LinearOp) -> dict[str, Any]:
         """The record of what a float layer's kernel does after restoring."""
@@ -192,6 +240,24 @@ class Lowering:
             "inputs": [[t, mapping[t]] for t in step.inputs],
             "outputs": [[t, mapping[t]] for t in step.outputs],
         }
+
+
+def weight_parts(content: bytes) -> list[list[tuple[int, list[int]]]]:
+    """(byte offset, shape) of each weight tensor, by subgraph of a public model."""
+    if not content:
+        return []
+    model, found = schema.Model.GetRootAs(content), []
+    for k in range(model.SubgraphsLength()):
+        graph, parts = model.Subgraphs(k), []
+        for i in range(graph.OperatorsLength()):
+            op = graph.Operators(i)
+            code = model.OperatorCodes(op.OpcodeIndex()).BuiltinCode()
+            if OP_NAMES[code] in OPTIONS:
+                tensor = graph.Tensors(op.Inputs(1))
+                table = model.Buffers(tensor.Buffer())._tab
+                parts.append((table.Vector(table.Offset(4)), tensor.ShapeAsNumpy().tolist()))
+        found.append(parts)
+    return found
 
 
 def interface_spec(part: Partition, tensor: int) -> TensorSpec:

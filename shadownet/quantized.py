@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from enclave import formats, limbs
+from enclave import exact, formats, limbs
 from shadownet.graph import Subgraph
 from shadownet.linear import LinearOp
-from shadownet.wire.errors import ModelError
+from shadownet.wire.errors import InputError, ModelError
 
 Array = np.ndarray[Any, Any]
 
@@ -30,15 +31,41 @@ class Numbers:
         return self.record["kind"] != "float"
 
 
-def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array]) -> Numbers:
-    """Read a linear op's weights, bias and quantisation. ``constant`` gives the values of its constants."""
+@dataclass(frozen=True)
+class Bits:
+    """Of the fixed-point numbers in which exact activations compute float layers: of weights, and of activations."""
+
+    weights: int
+    activations: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """Parse W/X such as 12/12. Raises ``InputError``."""
+        try:
+            found = cls(*(int(part) for part in text.split("/")))
+        except (TypeError, ValueError):
+            raise InputError(f"{text!r} is no pair of bit widths", "write weights/activations, such as 12/12") from None
+        if not all(2 <= bits <= 24 for bits in (found.weights, found.activations)):
+            raise InputError(f"bit widths must be between 2 and 24, not {text}")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.weights}/{self.activations}"
+
+
+def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array], bits: Bits | None = None) -> Numbers:
+    """Read a linear op's weights, bias and quantisation. ``constant`` gives the values of its constants.
+
+    With ``bits`` float layers become fixed-point ones.
+    """
     weight, x, y = (graph.tensors[t] for t in (lin.weight, lin.op_input, lin.output))
     blobs = {"bias": constant[lin.bias]} if lin.bias >= 0 else {}
     record: dict[str, Any] = {"kind": "float", "bias": "bias" if blobs else ""}
     if weight.dtype not in EIGHT_BITS:
         if blobs:
             blobs["bias"] = blobs["bias"].astype(np.float32)
-        return Numbers(lin.rows(constant[lin.weight].astype(np.float32)), record, blobs, 0.0)
+        rows = lin.rows(constant[lin.weight].astype(np.float32))
+        return _fixed(rows, record, blobs, bits) if bits else Numbers(rows, record, blobs, 0.0)
     assert weight.quantization is not None
     centred = constant[lin.weight].astype(np.float32) - _along(weight.quantization.zero_point, lin)
     record["scale"] = "scale"
@@ -56,6 +83,27 @@ def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array]) -> Numbe
         blobs["bias"] = blobs["bias"].astype(np.float64)
     largest = max(abs(q - zero_in) for q in EIGHT_BITS[x.dtype])
     return Numbers(lin.rows(centred), record, blobs, float(largest))
+
+
+def _fixed(rows: Array, record: dict[str, Any], blobs: dict[str, Array], bits: Bits) -> Numbers:
+    """Quantise a float layer's weights per filter, symmetrically; its inputs are quantised at run time."""
+    levels = (1 << (bits.activations - 1)) - 1
+    largest = np.abs(rows.astype(np.float64)).max(axis=-1, initial=0.0)
+    scale = np.where(largest > 0, largest, 1.0) / ((1 << (bits.weights - 1)) - 1)
+    fixed = np.rint(rows / scale[..., None]).astype(np.float32)
+    record = record | {"kind": "fixed", "scale": "scale", "levels": levels}
+    return Numbers(fixed, record, blobs | {"scale": scale.ravel()}, float(levels))
+
+
+def unfit(lin: LinearOp, values: Numbers) -> str:
+    """Why an exact layer cannot run in Z_p, or ""."""
+    if len(lin.input_shape) < 2:
+        return "its input has no dimension along which limbs could be stacked"
+    try:
+        exact.plan(values.rows, exact.prime_above(2 * exact.largest_sum(values.rows, values.largest)))
+    except ValueError:
+        return "its sums are too long to be kept exact"
+    return ""
 
 
 def _inner(lin: LinearOp) -> int:

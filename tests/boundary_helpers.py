@@ -248,7 +248,7 @@ def enclave_here(bundle: Path, key: Path, record: Path) -> Iterator[tuple[Execut
     try:
         program = Program.parse(*unsealed(bundle, key), False)
         link = Accelerator(channel, 30.0, 0.0)
-        yield Executor(program, 1, link, 1 << 30, Trace(False)), process
+        yield Executor(program, (bundle / sealing.ACCELERATOR).read_bytes(), 1, link, 1 << 30, Trace(False)), process
     finally:
         channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -30,7 +30,8 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Obfuscated:
-    """A scheme's answer. ``rows`` are float32 [groups, M, d], public; ``restore`` undoes them and gets sealed."""
+    """A scheme's answer. ``rows`` are float32 [groups, M, d] (float64 for integers), public; ``restore`` undoes them
+    and gets sealed."""
 
     rows: Array
     restore: Restore

@@ -55,7 +55,8 @@ class ShadowNet:
             return self._depthwise(layer, rng)
         groups, n, d = layer.rows.shape
         total = slots(n, ratio, self.tuned)
-        public = np.empty((groups, total, d), np.float32)
+        # Integers of many bits differ by more than float32 holds.
+        public = np.empty((groups, total, d), np.float64 if layer.integer else np.float32)
         real, mask = np.empty((groups, n), np.int32), np.empty((groups, n), np.int32)
         scale = self._scalars(layer, groups * n, rng).reshape(groups, n)
         for g in range(groups):
@@ -91,7 +92,7 @@ class ShadowNet:
     def _mask_filters(self, rows: Array, count: int, integer: bool, rng: Rng) -> Array:
         sigma = float(rows.std()) if self.matched or integer else 1.0
         masks = rng.normal(sigma, (count, rows.shape[1]))
-        return np.rint(masks) if integer else masks
+        return np.rint(masks, dtype=np.float64) if integer else masks
 
     def _scalars(self, layer: LayerWeights, count: int, rng: Rng) -> Array:
         if self.smallest_scalar == 1.0:

@@ -64,8 +64,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="directory to make")
     p.add_argument("--scheme", default="shadownet", metavar="NAME[:VARIANT]", help="default: %(default)s")
     p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
-    p.add_argument("--activations", default="float", choices=["float"], help="how activations are masked")
-    p.add_argument("--integrity", default="none", choices=["none"], help="how answers are checked")
+    p.add_argument(
+        "--activations",
+        default="float",
+        choices=["float", "exact"],
+        help="how activations are masked: with noise, or exactly, with one-time pads mod p",
+    )
+    p.add_argument("--bits", metavar="W/X", help="of weights and of exact activations in float layers (default: 12/12)")
+    p.add_argument(
+        "--integrity",
+        default="full",
+        metavar="none|spot:F|full",
+        help="which answers are checked (default: %(default)s)",
+    )
     p.add_argument(
         "--outsource",
         default="all",
@@ -92,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("bundle", metavar="BUNDLE")
     p.add_argument("--model", required=True, metavar="MODEL.tflite", help="the original")
     p.add_argument("--inputs", metavar="X.npy", help="samples (default: random ones)")
-    p.add_argument("--tolerance", type=float, default=1e-3, metavar="T", help="of the largest output value")
+    p.add_argument(
+        "--tolerance", type=float, metavar="T", help="of the largest output value (default: by number format)"
+    )
     key(p)
 
     p = verb("inspect", "show what runs where and why", "inspect")

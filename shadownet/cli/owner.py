@@ -24,9 +24,11 @@ def convert(args: argparse.Namespace) -> None:
     summary = run(
         args.model, args.output, scheme=args.scheme, ratio=args.ratio, activations=args.activations,
         integrity=args.integrity, outsource=args.outsource, calibration=args.calibration, key=args.key,
-        overwrite=args.overwrite,
+        overwrite=args.overwrite, bits=args.bits,
     )  # fmt: skip
     leaks = schemes.get(args.scheme).leaks
+    if args.activations == "exact":  # what is known against activations is known against float masks
+        leaks = tuple(leak for leak in leaks if not leak.startswith("activations:"))
     if args.json:
         as_json(summary | {"leaks": leaks})
         return

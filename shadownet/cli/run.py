@@ -191,6 +191,7 @@ def verify(args: argparse.Namespace) -> None:
     from shadownet.inputs import random_inputs, split_batch
     from shadownet.lower import interface_spec
     from shadownet.partition import partition
+    from shadownet.verify import tolerance_for
     from shadownet.verify import verify as compare
 
     graph, _ = load(args.model)
@@ -203,7 +204,11 @@ def verify(args: argparse.Namespace) -> None:
             if not samples[0]:
                 raise InputError("there is no sample in the inputs")
         _same_interface(args.bundle, parts, args.model)
-        verdict = compare(args.bundle, resolve_key(args.key), reference, parts, samples, args.tolerance)
+        # The sealed half holds the manifest's hash: nobody can widen this.
+        allowed = (
+            tolerance_for(read_manifest(Path(args.bundle))["options"]) if args.tolerance is None else args.tolerance
+        )
+        verdict = compare(args.bundle, resolve_key(args.key), reference, parts, samples, allowed)
     if args.json:
         as_json(verdict.to_json())
     else:

@@ -1,0 +1,200 @@
+/* Freivalds' check (1977) of one answer, in floats: for secret vectors s, s Y must be (s W) X.
+ *
+ * The right-hand side is a convolution with one filter per vector; it is computed from the enclave's own copy of what
+ * was sent while the accelerator works. enclave/integrity.py derives the tolerance.
+ */
+enum { VECTORS = 2 };
+
+typedef struct {
+    int64_t active, batch, height, width, channels, out_height, out_width;
+    int64_t kernel_height, kernel_width, stride_height, stride_width, dilation_height, dilation_width, top, left;
+    const float *vectors; /* [VECTORS, slots] */
+    const float *filters; /* [VECTORS, kernel_height, kernel_width, channels] */
+    const float *input;   /* private [batch, height, width, channels], as it was sent */
+    float *expected;      /* [VECTORS, rows]: right-hand sides */
+    float *sums;          /* [VECTORS, rows]: left-hand sides */
+    double tolerance;     /* in units of the largest norm of an input position */
+} Check;
+
+enum { LANES = 16 };
+
+/* The columns first to last of a window at column x that lie inside the image. */
+static inline int64_t first_column(int64_t ix) { return ix < 0 ? -ix : 0; }
+static inline int64_t last_column(const Check *c, int64_t ix, int64_t step) {
+    return ix + step > c->width ? c->width - ix : step;
+}
+
+/* a += x s0 and b += x s1 over a run of floats. */
+static inline __attribute__((always_inline)) void add_run(float *restrict a, float *restrict b,
+                                                          const float *restrict x, const float *restrict s0,
+                                                          const float *restrict s1, int64_t length) {
+    int64_t i = 0;
+    for (; i + LANES <= length; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            a[k] += x[i + k] * s0[i + k];
+            b[k] += x[i + k] * s1[i + k];
+        }
+    for (; i < length; i++) {
+        a[0] += x[i] * s0[i];
+        b[0] += x[i] * s1[i];
+    }
+}
+
+/* The right-hand sides of `count` positions from column x on in row y of image b, written at p. */
+CLONES static void expect_some(const Check *c, int64_t b, int64_t y, int64_t x, int64_t count, int64_t p) {
+    const int64_t rows = c->batch * c->out_height * c->out_width;
+    const int64_t size = c->kernel_height * c->kernel_width * c->channels;
+    const int64_t step = c->dilation_width == 1 ? c->kernel_width : 1; /* columns that lie side by side */
+    for (int64_t k = 0; k < count; k++, x++, p++) {
+        float s[VECTORS][LANES] = {{0}};
+        for (int64_t ky = 0; ky < c->kernel_height; ky++) {
+            const int64_t iy = y * c->stride_height + ky * c->dilation_height - c->top;
+            if (iy < 0 || iy >= c->height) continue;
+            for (int64_t kx = 0; kx < c->kernel_width; kx += step) {
+                const int64_t ix = x * c->stride_width + kx * c->dilation_width - c->left;
+                const int64_t first = first_column(ix), last = last_column(c, ix, step);
+                if (first >= last) continue;
+                const float *from = c->input + ((b * c->height + iy) * c->width + ix + first) * c->channels;
+                const float *filter = c->filters + (ky * c->kernel_width + kx + first) * c->channels;
+                add_run(s[0], s[1], from, filter, filter + size, (last - first) * c->channels);
+            }
+        }
+        for (int v = 0; v < VECTORS; v++) {
+            float sum = 0;
+            for (int i = 0; i < LANES; i++) sum += s[v][i];
+            c->expected[v * rows + p] = sum;
+        }
+    }
+}
+
+#if HAVE_AVX512
+/* The sums of four vectors. */
+AVX512_INLINE __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m256 e = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m256 f = _mm256_add_ps(_mm512_castps512_ps256(b), _mm512_extractf32x8_ps(b, 1));
+    const __m256 g = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(d), _mm512_extractf32x8_ps(d, 1));
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
+/* As expect_some for four positions whose windows lie inside the image's columns: filters are loaded once for all. */
+AVX512 static void expect4(const Check *c, int64_t b, int64_t y, int64_t x, int64_t p) {
+    const int64_t rows = c->batch * c->out_height * c->out_width, apart = c->stride_width * c->channels;
+    const int64_t size = c->kernel_height * c->kernel_width * c->channels;
+    const int64_t step = c->dilation_width == 1 ? c->kernel_width : 1, length = step * c->channels;
+    __m512 a0 = _mm512_setzero_ps(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0; /* in registers */
+    for (int64_t ky = 0; ky < c->kernel_height; ky++) {
+        const int64_t iy = y * c->stride_height + ky * c->dilation_height - c->top;
+        if (iy < 0 || iy >= c->height) continue;
+        for (int64_t kx = 0; kx < c->kernel_width; kx += step) {
+            const int64_t ix = x * c->stride_width + kx * c->dilation_width - c->left;
+            const float *from = c->input + ((b * c->height + iy) * c->width + ix) * c->channels;
+            const float *filter = c->filters + (ky * c->kernel_width + kx) * c->channels;
+            for (int64_t i = 0; i < length; i += 16) {
+                const __mmask16 some = length - i < 16 ? (__mmask16)((1u << (length - i)) - 1) : 0xffff;
+                const __m512 f0 = _mm512_maskz_loadu_ps(some, filter + i);
+                const __m512 f1 = _mm512_maskz_loadu_ps(some, filter + size + i);
+                const __m512 x0 = _mm512_maskz_loadu_ps(some, from + i);
+                const __m512 x1 = _mm512_maskz_loadu_ps(some, from + apart + i);
+                const __m512 x2 = _mm512_maskz_loadu_ps(some, from + 2 * apart + i);
+                const __m512 x3 = _mm512_maskz_loadu_ps(some, from + 3 * apart + i);
+                a0 = _mm512_fmadd_ps(x0, f0, a0), b0 = _mm512_fmadd_ps(x0, f1, b0);
+                a1 = _mm512_fmadd_ps(x1, f0, a1), b1 = _mm512_fmadd_ps(x1, f1, b1);
+                a2 = _mm512_fmadd_ps(x2, f0, a2), b2 = _mm512_fmadd_ps(x2, f1, b2);
+                a3 = _mm512_fmadd_ps(x3, f0, a3), b3 = _mm512_fmadd_ps(x3, f1, b3);
+            }
+        }
+    }
+    _mm_storeu_ps(c->expected + p, reduce4(a0, a1, a2, a3));
+    _mm_storeu_ps(c->expected + rows + p, reduce4(b0, b1, b2, b3));
+}
+#endif
+
+/* The largest squared norm of input positions from `first` on. */
+CLONES static float largest_norm(const Check *c, int64_t first) {
+    const int64_t positions = c->batch * c->height * c->width;
+    float most = 0;
+    for (int64_t p = first; p < positions; p++) {
+        const float *x = c->input + p * c->channels;
+        float lane[LANES] = {0}, sum = 0;
+        int64_t i = 0;
+        for (; i + LANES <= c->channels; i += LANES)
+            for (int k = 0; k < LANES; k++) lane[k] += x[i + k] * x[i + k];
+        for (; i < c->channels; i++) sum += x[i] * x[i];
+        for (int k = 0; k < LANES; k++) sum += lane[k];
+        most = sum > most ? sum : most;
+    }
+    return most;
+}
+
+#if HAVE_AVX512
+/* The same of all positions, four at a time. */
+AVX512 static float largest_norm4(const Check *c) {
+    const int64_t whole = c->batch * c->height * c->width / 4 * 4, n = c->channels;
+    __m128 most = _mm_setzero_ps();
+    for (int64_t p = 0; p < whole; p += 4) {
+        const float *x = c->input + p * n;
+        __m512 a0 = _mm512_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;
+            const __m512 x0 = _mm512_maskz_loadu_ps(some, x + i), x1 = _mm512_maskz_loadu_ps(some, x + n + i);
+            const __m512 x2 = _mm512_maskz_loadu_ps(some, x + 2 * n + i), x3 = _mm512_maskz_loadu_ps(some, x + 3 * n + i);
+            a0 = _mm512_fmadd_ps(x0, x0, a0), a1 = _mm512_fmadd_ps(x1, x1, a1);
+            a2 = _mm512_fmadd_ps(x2, x2, a2), a3 = _mm512_fmadd_ps(x3, x3, a3);
+        }
+        most = _mm_max_ps(most, reduce4(a0, a1, a2, a3));
+    }
+    float four[4], rest = largest_norm(c, whole);
+    _mm_storeu_ps(four, most);
+    for (int k = 0; k < 4; k++) rest = four[k] > rest ? four[k] : rest;
+    return rest;
+}
+#endif
+
+/* All right-hand sides; returns the largest squared norm of an input position. */
+static float expect(const Check *c, int wide) {
+    const int64_t reach = (c->kernel_width - 1) * c->dilation_width;
+    int64_t p = 0;
+    for (int64_t b = 0; b < c->batch; b++)
+        for (int64_t y = 0; y < c->out_height; y++)
+            for (int64_t x = 0; x < c->out_width;) {
+                const int64_t ix = x * c->stride_width - c->left, end = ix + 3 * c->stride_width + reach;
+                const int fits = wide && ix >= 0 && end < c->width && x + 4 <= c->out_width;
+                const int64_t count = fits ? 4 : 1;
+#if HAVE_AVX512
+                if (fits)
+                    expect4(c, b, y, x, p);
+                else
+#endif
+                    expect_some(c, b, y, x, count, p);
+                x += count, p += count;
+            }
+#if HAVE_AVX512
+    if (wide) return largest_norm4(c);
+#endif
+    return largest_norm(c, 0);
+}
+
+/* The left-hand sides of rows `first` on, from the private copy [rows, slots]. */
+CLONES static void sum_rows(const Check *c, const float *copy, int64_t first, int64_t rows, int64_t slots) {
+    for (int64_t r = first; r < rows; r++)
+        for (int v = 0; v < VECTORS; v++) {
+            const float *restrict s = c->vectors + v * slots, *restrict y = copy + r * slots;
+            float lanes[LANES] = {0}, sum = 0;
+            int64_t i = 0;
+            for (; i + LANES <= slots; i += LANES)
+                for (int k = 0; k < LANES; k++) lanes[k] += s[i + k] * y[i + k];
+            for (; i < slots; i++) sum += s[i] * y[i];
+            for (int k = 0; k < LANES; k++) sum += lanes[k];
+            c->sums[v * rows + r] = sum;
+        }
+}
+
+/* Whether both sides agree everywhere. Written so that what is not a number does not. */
+static int agree(const Check *c, int64_t rows, double norm) {
+    const double allowed = c->tolerance * sqrt(norm);
+    int good = 1;
+    for (int64_t i = 0; i < VECTORS * rows; i++) good &= fabs((double)c->sums[i] - (double)c->expected[i]) <= allowed;
+    return good;
+}

@@ -1,0 +1,35 @@
+/* AVX-512, where compiler and processor have it: the transposition that the passes over an answer are made of. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define HAVE_AVX512 1
+#define UNROLL _Pragma("GCC unroll 16")
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define AVX512_INLINE static inline __attribute__((always_inline, target("avx512f,avx512dq,avx512bw,avx512vl")))
+
+/* Transpose 16 rows of 16 floats. */
+AVX512_INLINE void transpose16(__m512 v[16]) {
+    __m512 t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int h = 0; h < 2; h++) {
+            const __m512d a = _mm512_castps_pd(t[i + h]), b = _mm512_castps_pd(t[i + h + 2]);
+            v[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            v[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    UNROLL for (int c = 0; c < 4; c++) {
+        const __m512 a = v[c], b = v[c + 4], d = v[c + 8], e = v[c + 12];
+        const __m512 ab_low = _mm512_shuffle_f32x4(a, b, 0x88), ab_high = _mm512_shuffle_f32x4(a, b, 0xdd);
+        const __m512 de_low = _mm512_shuffle_f32x4(d, e, 0x88), de_high = _mm512_shuffle_f32x4(d, e, 0xdd);
+        t[c] = _mm512_shuffle_f32x4(ab_low, de_low, 0x88);
+        t[c + 8] = _mm512_shuffle_f32x4(ab_low, de_low, 0xdd);
+        t[c + 4] = _mm512_shuffle_f32x4(ab_high, de_high, 0x88);
+        t[c + 12] = _mm512_shuffle_f32x4(ab_high, de_high, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) v[i] = t[i];
+}
+#else
+#define HAVE_AVX512 0
+#endif
