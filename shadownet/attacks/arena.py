@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from enclave import keys, schemes
 from shadownet import __version__
 from shadownet.attacks import bench, registry
-from shadownet.attacks.view import Knowledge
+from shadownet.attacks.view import AdversaryView, Knowledge
 from shadownet.progress import track
 from shadownet.wire.errors import Error, InputError
 
@@ -56,8 +56,7 @@ def run(plan: Plan, jobs: int = -1, backend: str = "loky") -> int:
         raise InputError("the arena needs joblib", "pip install 'shadownet[attacks]'") from None
     if plan.seeds < 1:
         raise InputError("--seeds must be at least 1")
-    full = tuple(schemes.get(name).name for name in plan.schemes)
-    plan = replace(plan, schemes=full)
+    plan = replace(plan, schemes=tuple(_full(name) for name in plan.schemes))
     for model in plan.models:
         if not Path(model).is_file():
             raise InputError(f"cannot read {model}")
@@ -74,22 +73,31 @@ def run(plan: Plan, jobs: int = -1, backend: str = "loky") -> int:
     return sum(track(done, "arena", total=len(todo)))
 
 
+def _full(scheme: str) -> str:
+    """NAME[:VARIANT][+exact] with the variant spelled out. Raises ``InputError``."""
+    name, plus, activations = scheme.partition("+")
+    if plus and activations not in ("float", "exact"):
+        raise InputError(f"there are no activations {activations!r}", "write NAME:VARIANT+exact")
+    return schemes.get(name).name + plus + activations
+
+
 def pair(plan: Plan, model: str, scheme: str, attacks: tuple[str, ...]) -> int:
     """All missing cells of one model under one scheme."""
     base = _base(plan, model)
     found: dict[str, list[dict[str, Any]]] = {attack: [] for attack in attacks}
+    problems = dict.fromkeys(attacks, "")
     try:
         for seed in range(plan.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                for attack, record in _once(plan, model, scheme, attacks, base, seed, Path(folder)):
-                    found[attack].append(record)
-        problem = ""
-    except Error as error:
-        problem = str(error)
+                for attack, problem, record in _once(plan, model, scheme, attacks, base, seed, Path(folder)):
+                    problems[attack] = problems[attack] or problem
+                    found[attack] += [] if problem else [record]
+    except Error as error:  # this model does not convert under this scheme
+        problems = dict.fromkeys(attacks, str(error))
     for attack in attacks:
         record = {
             "model": Path(model).stem, "scheme": scheme, "attack": attack, "base": Path(base).stem if base else None,
-            "runs": [] if problem else found[attack], "problem": problem, "version": __version__,
+            "runs": [] if problems[attack] else found[attack], "problem": problems[attack], "version": __version__,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }  # fmt: skip
         _write(plan.cell(model, scheme, attack), json.dumps(record, indent=1, default=_plain) + "\n")
@@ -98,30 +106,47 @@ def pair(plan: Plan, model: str, scheme: str, attacks: tuple[str, ...]) -> int:
 
 def _once(
     plan: Plan, model: str, scheme: str, attacks: Sequence[str], base: str | None, seed: int, folder: Path
-) -> Iterable[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Convert once and attack: (attack, problem or "", record)."""
     from shadownet.converter import convert
 
     key, bundle = folder / "device.key", folder / "m.shadow"
     keys.create(key)
     data = bench.read_data(plan.data) if plan.data else None
     samples = None if data is None else [data.queries[:16].astype(np.float32)]
-    convert(model, bundle, scheme=scheme, ratio=plan.ratio, key=key, calibration=samples)
+    name, _, activations = scheme.partition("+")
+    convert(
+        model, bundle, scheme=name, ratio=plan.ratio, activations=activations or "float", key=key, calibration=samples
+    )
     view = bench.open_view(bundle, base)
     truth = bench.open_truth(bundle, model, key)
     for attack in attacks:
         if attack != STEAL:
             outcomes = bench.weigh(view, truth, registry.select(attack), seed)
-            yield attack, (outcomes[0].to_json() if outcomes else {"recovered": None})
+            yield attack, "", outcomes[0].to_json() if outcomes else {"recovered": None}
         elif data is not None:
-            crossed = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=bench.record(bundle, data.queries, key))
-            for name, sees, public in (("files", view, None), ("files and public model", view, base),
-                                       ("files and transcript", crossed, None)):  # fmt: skip
-                if name == "files and public model" and base is None:
-                    continue
-                sees = sees if public else replace(sees, base=None)
-                for budget in plan.budgets:
-                    got = bench.theft(sees, model, data, _budget(budget, data), public, seed)
-                    yield attack, {"knows": name, "budget": budget, "seed": seed} | got.to_json()
+            try:
+                yield from (
+                    (attack, "", record) for record in _thefts(plan, model, view, data, base, seed, bundle, key)
+                )
+            except Error as error:
+                yield attack, str(error), {}
+
+
+def _thefts(
+    plan: Plan, model: str, view: AdversaryView, data: bench.Data, base: str | None, seed: int, bundle: Path, key: Path
+) -> Iterator[dict[str, Any]]:
+    """Whole models: by what the attacker has and by the labels it may ask for."""
+    crossed = bench.record(bundle, data.queries, key)
+    alone = replace(view, base=None)
+    seeing = replace(alone, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
+    has: list[tuple[str, AdversaryView, str | None]] = [("files", alone, None), ("files and transcript", seeing, None)]
+    if base is not None:
+        has.append(("files and public model", view, base))
+    for name, sees, public in has:
+        for budget in plan.budgets:
+            got = bench.theft(sees, model, data, _budget(budget, data), public, seed)
+            yield {"knows": name, "budget": budget, "seed": seed} | got.to_json()
 
 
 def _budget(text: str, data: bench.Data) -> int:

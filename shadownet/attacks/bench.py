@@ -8,11 +8,9 @@ without the leak (black box) and the victim itself (white box).
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +21,11 @@ from shadownet.attacks.network import Network, skeleton
 from shadownet.attacks.score import LayerScore, score_layer
 from shadownet.attacks.steal import RUNS, Stolen, steal
 from shadownet.attacks.truth import TrueLayer, read_truth
-from shadownet.attacks.view import AdversaryView, Knowledge, Oracle, PublicLayer, read_transcript, read_view
+from shadownet.attacks.view import AdversaryView, Crossing, Knowledge, Oracle, PublicLayer, read_transcript, read_view
 from shadownet.progress import track
 from shadownet.wire.errors import BundleError, InputError, ModelError
 
 Array = np.ndarray[Any, Any]
-
-UNSCORED = "no truth was given: pass --model"
 
 
 @dataclass(frozen=True)
@@ -206,20 +202,11 @@ def read_data(path: str | os.PathLike[str]) -> Data:
 
 def record(
     bundle: str | os.PathLike[str], samples: Array, key: str | os.PathLike[str] | None, runs: int = RUNS
-) -> tuple[Any, ...]:
+) -> tuple[Crossing, ...]:
     """Run the bundle as its user would and keep what crosses. Raises what running raises."""
-    from shadownet.interpreter import Interpreter
+    from shadownet.attacks import lab
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "transcript.npz"
-        with Interpreter(bundle, key=key, record=str(path)) as running:
-            running.allocate_tensors()
-            details = running.get_input_details()[0]
-            for sample in samples[:runs]:
-                value = np.ascontiguousarray(sample.reshape(details["shape"]).astype(details["dtype"]))
-                running.set_tensor(details["index"], value)
-                running.invoke()
-        return read_transcript(path)
+    return lab.record(bundle, samples[:runs], key)
 
 
 def theft(
@@ -240,7 +227,7 @@ def theft(
     queries = data.queries[np.random.default_rng(seed).permutation(len(data.queries))]
     start = time.perf_counter()
     ours = replace(view, oracle=Oracle(victim.classify, budget))
-    got = steal(ours, public or empty, queries, public is not None, seed)
+    got = steal(ours, public or empty, queries, seed)
     seconds = time.perf_counter() - start
     _is_not_the_victim(got, victim)
     blind = public.copy() if public is not None else surrogate.fresh(empty, seed)

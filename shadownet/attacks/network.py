@@ -111,7 +111,8 @@ class Network:
 
     def classify(self, x: Array) -> Array:
         """Top classes [N]."""
-        out: Array = self.scores(x).reshape(len(x), -1).argmax(axis=1)
+        scores = self.scores(x)
+        out: Array = scores.reshape(len(x), int(np.prod(scores.shape[1:]))).argmax(axis=1)
         return out
 
     def copy(self) -> Network:

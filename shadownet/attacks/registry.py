@@ -6,12 +6,12 @@ does not know the scheme, the attack that contradicts the public model least is 
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shadownet.attacks.catalogue import WEIGHT_ATTACKS
 from shadownet.attacks.recovery import Recovery
 from shadownet.attacks.view import AdversaryView, PublicLayer
 from shadownet.wire.errors import InputError
@@ -21,31 +21,29 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Attack:
-    """``name`` as on the command line; ``module`` has ``attack(view, layer)``; ``needs`` is for people."""
+    """``name`` as on the command line and in the catalogue; ``needs`` and ``what`` are for people."""
 
     name: str
-    module: str
     needs: str
     what: str
 
     def run(self, view: AdversaryView, layer: PublicLayer) -> Recovery | None:
-        found: Recovery | None = importlib.import_module(f"shadownet.attacks.{self.module}").attack(view, layer)
-        return found
+        return WEIGHT_ATTACKS[self.name](view, layer)
 
 
 ATTACKS = {
     attack.name: attack
     for attack in (
-        Attack("A0", "exposed", "public files", "reads rows as they stand"),
-        Attack("A1", "scale", "a public model", "undoes secret scalars"),
-        Attack("A2", "permutation", "a public model", "undoes permutation and scalars"),
-        Attack("A3", "mask_prior", "a public model", "strips mask filters"),
-        Attack("A4", "mask_blind", "public files", "strips mask filters with no prior"),
-        Attack("A6", "rowspace", "a public model", "projects on the row space"),
-        Attack("A7", "group", "a public model", "undoes mixing of small groups"),
-        Attack("A8", "lowrank", "a public model", "removes a low-rank disguise"),
-        Attack("A9", "procrustes", "a public model", "undoes an orthogonal mixing"),
-        Attack("A19", "unmix", "public files", "separates mixtures by independence"),
+        Attack("A0", "public files", "reads rows as they stand"),
+        Attack("A1", "a public model", "undoes secret scalars"),
+        Attack("A2", "a public model", "undoes permutation and scalars"),
+        Attack("A3", "a public model", "strips mask filters"),
+        Attack("A4", "public files", "strips mask filters with no prior"),
+        Attack("A6", "a public model", "projects on the row space"),
+        Attack("A7", "a public model", "undoes mixing of small groups"),
+        Attack("A8", "a public model", "removes a low-rank disguise"),
+        Attack("A9", "a public model", "undoes an orthogonal mixing"),
+        Attack("A19", "public files", "separates mixtures by independence"),
     )
 }
 WITH_PRIOR = ("A1", "A2", "A9", "A7", "A8", "A6")  # the believable first where they tie

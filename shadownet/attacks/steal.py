@@ -29,6 +29,7 @@ from shadownet.wire.errors import InputError
 Array = np.ndarray[Any, Any]
 
 RUNS = 32  # recorded runs that take part in ordering
+BIAS_RATE = 1e-2
 BIAS_SPREAD = 0.3  # how far biases are expected from where they start
 ENOUGH = 40  # labels below which nothing is held out to choose by
 
@@ -66,14 +67,12 @@ class _Layer:
     doubt: float | None = None
 
 
-def steal(
-    view: AdversaryView, skeleton: Network, inputs: Array | None = None, public: bool = False, seed: int = 0
-) -> Stolen:
+def steal(view: AdversaryView, skeleton: Network, inputs: Array | None = None, seed: int = 0) -> Stolen:
     """Steal with everything that ``view`` has.
 
-    ``skeleton`` gives the architecture; ``public`` says that its numbers are a public model's, so that its biases are
-    worth starting from. ``inputs`` [N, ...] are the attacker's own samples: the view's oracle labels as many of them
-    as its budget allows. Raises ``InputError`` if skeleton and bundle are of different architectures.
+    ``skeleton`` gives the architecture, and where to start from: a public model, or an empty one. ``inputs`` [N, ...]
+    are the attacker's own samples: the view's oracle labels as many of them as its budget allows. Raises
+    ``InputError`` if skeleton and bundle are of different architectures.
     """
     network = skeleton.copy()
     layers = [_recover(view, layer, network) for layer in view.layers]
@@ -84,7 +83,7 @@ def steal(
         labels = np.asarray(view.oracle(x)).astype(np.int64)
         queries = len(x)
     _classes(network, layers, x, labels)
-    fitted = _fit(network, layers, x, labels, public, seed)
+    fitted = _fit(network, layers, x, labels, seed)
     pieces = tuple(Piece(one.layer.name, one.attack, one.recovery.form, one.order, one.doubt) for one in layers)
     return Stolen(network, pieces, queries, fitted)
 
@@ -196,7 +195,7 @@ def _classes(network: Network, layers: Sequence[_Layer], x: Array, labels: Array
     last.order = "labels"
 
 
-def _fit(network: Network, layers: Sequence[_Layer], x: Array, labels: Array, public: bool, seed: int) -> str:
+def _fit(network: Network, layers: Sequence[_Layer], x: Array, labels: Array, seed: int) -> str:
     """Fit to the labels what is not known yet."""
     if not len(x):
         return "nothing"
@@ -206,18 +205,18 @@ def _fit(network: Network, layers: Sequence[_Layer], x: Array, labels: Array, pu
     known = {one.op.input(2) for one in layers if one.doubt is not None and one.doubt < BELIEVED}
     missing = [t for t in surrogate.biases(network) if t not in known]
     # Few labels fit few numbers: what crossed has told the other biases better than labels can.
-    more = network.copy()
-    surrogate.train(network, x, labels, missing, rate=1e-2, spread=BIAS_SPREAD, seed=seed)
-    if known or len(x) < ENOUGH:
-        return "biases"
-    # Which is better, only held-out answers tell.
-    few, many = network.copy(), more.copy()
-    few.parameters, many.parameters = dict(more.parameters), dict(more.parameters)
-    cut = len(x) * 4 // 5
-    surrogate.train(few, x[:cut], labels[:cut], missing, rate=1e-2, spread=BIAS_SPREAD, seed=seed)
-    surrogate.train(many, x[:cut], labels[:cut], list(many.parameters), seed=seed)
-    if surrogate.cross_entropy(many, x[cut:], labels[cut:]) < surrogate.cross_entropy(few, x[cut:], labels[cut:]):
-        surrogate.train(more, x, labels, list(more.parameters), seed=seed)
-        network.parameters = more.parameters
+    if not known and len(x) >= ENOUGH and _everything_is_better(network, x, labels, missing, seed):
+        surrogate.train(network, x, labels, list(network.parameters), seed=seed)
         return "everything"
+    surrogate.train(network, x, labels, missing, rate=BIAS_RATE, spread=BIAS_SPREAD, seed=seed)
     return "biases"
+
+
+def _everything_is_better(network: Network, x: Array, labels: Array, few: Sequence[int], seed: int) -> bool:
+    """Whether held-out answers say that fitting all weights beats fitting ``few``."""
+    cut = len(x) * 4 // 5
+    narrow, wide = network.copy(), network.copy()
+    surrogate.train(narrow, x[:cut], labels[:cut], few, rate=BIAS_RATE, spread=BIAS_SPREAD, seed=seed)
+    surrogate.train(wide, x[:cut], labels[:cut], list(wide.parameters), seed=seed)
+    left = [surrogate.cross_entropy(model, x[cut:], labels[cut:]) for model in (narrow, wide)]
+    return left[1] < left[0]

@@ -53,12 +53,12 @@ def train(
         for t in movable:
             if t not in found:
                 continue
-            g = found[t]
+            g: Array = found[t]
             if spread:
                 g = g + (network.parameters[t] - start[t]) / (spread**2 * len(x))
             first[t] = 0.9 * first[t] + 0.1 * g
             second[t] = 0.999 * second[t] + 0.001 * g * g
-            move = first[t] / (1 - 0.9**step) / (np.sqrt(second[t] / (1 - 0.999**step)) + 1e-8)
+            move: Array = first[t] / (1 - 0.9**step) / (np.sqrt(second[t] / (1 - 0.999**step)) + 1e-8)
             network.parameters[t] = np.asarray(network.parameters[t] - now * move, np.float32)
 
 
@@ -69,8 +69,8 @@ def fresh(network: Network, seed: int) -> Network:
     for op in twin.ops:
         if op.kind in LINEAR and op.inputs[1] in twin.parameters:
             shape = twin.parameters[op.inputs[1]].shape
-            inputs = int(np.prod(shape[1:3] if op.kind == "DEPTHWISE_CONV_2D" else shape[1:]))
-            twin.parameters[op.inputs[1]] = rng.normal(0, np.sqrt(2 / inputs), shape).astype(np.float32)
+            fan_in = int(np.prod(shape[1:3] if op.kind == "DEPTHWISE_CONV_2D" else shape[1:]))
+            twin.parameters[op.inputs[1]] = rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
             if op.input(2) in twin.parameters:
                 twin.parameters[op.inputs[2]] = np.zeros_like(twin.parameters[op.inputs[2]])
     return twin
@@ -123,7 +123,7 @@ def transfer(model: Network, victim: Network, x: Array, y: Array, reach: float, 
     if not len(x):
         return 0.0
     low, high = float(x.min()), float(x.max())
-    moved = x.astype(np.float32)
+    moved: Array = x.astype(np.float32)
     for _ in range(steps):
         values, tape = model.forward(moved)
         slope = model.gradients(tape, model.logits, _slope(values[model.logits], y)).get(model.input)
