@@ -76,6 +76,27 @@ def order_layer(
     return Ordered(order, gain, bias, float(np.median(left)), left)
 
 
+def refine(
+    network: Network, op: Op, clean: Mapping[int, Array], sent: Mapping[int, Array], scaled: bool = True
+) -> Ordered | None:
+    """Fit gains and biases again, the order settled, from inputs without masks.
+
+    ``clean`` are tensors upstream as the network computes them from the first input, which is known. Masks on a layer's
+    own input go through its activation and leave a bias behind; masks on the observed output average out.
+    """
+    target = _observer(network, op, sent)
+    if target is None:
+        return None
+    y = _linear(network, op, network.parameters[op.inputs[1]], clean[op.inputs[0]])
+    n = y.shape[-1]
+    segment = _Segment.between(network, op, {**clean, target: sent[target]}, target, n)
+    if segment is None:
+        return None
+    deviation = np.maximum(y.reshape(-1, n).std(axis=0), 1e-9)
+    left, gain, bias = segment.fit(y, deviation, scaled, FINE, STEPS)
+    return Ordered(np.arange(n), gain, bias, float(np.median(left)), left)
+
+
 def repair(
     network: Network, op: Op, weights: Array, found: Ordered, rows: Array, sent: Mapping[int, Array]
 ) -> tuple[Array, Array, Array] | None:

@@ -12,7 +12,7 @@ replaced. THREAT_MODEL.md says that architecture leaks; see also :func:`shadowne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from shadownet.attacks import registry, surrogate
 from shadownet.attacks.network import Network
-from shadownet.attacks.order import BELIEVED, Ordered, order_layer, repair
+from shadownet.attacks.order import BELIEVED, Ordered, order_layer, refine, repair
 from shadownet.attacks.recovery import Recovery, assign
 from shadownet.attacks.view import AdversaryView, PublicLayer
 from shadownet.graph import Op
@@ -148,6 +148,27 @@ def _in_order(view: AdversaryView, network: Network, layers: Sequence[_Layer]) -
                 one.doubt = float(np.median(left))
         if one.op.input(2) in network.parameters:
             network.parameters[one.op.inputs[2]] = bias.astype(np.float32)
+
+    _settle(network, layers, sent)
+
+
+def _settle(network: Network, layers: Sequence[_Layer], sent: Mapping[int, Array]) -> None:
+    """Biases once more, first layer first, from what the network itself computes: the first input crosses in clear."""
+    if not layers or layers[0].layer.masked or layers[0].op.inputs[0] not in sent:
+        return
+    first = layers[0].op.inputs[0]
+    clean = {first: sent[first]}
+    nothing = np.zeros((len(sent[first]), *network.input_shape), np.float32)
+    for one in layers:
+        x = one.op.inputs[0]
+        if x not in clean:
+            clean[x] = network.forward(nothing, {first: clean[first]}, x)[0][x]
+        if one.order == "unknown" or one.op.input(2) not in network.parameters:
+            return  # nothing behind an unknown order can be computed
+        found = refine(network, one.op, clean, sent)
+        if found is not None and found.believed:
+            network.parameters[one.op.inputs[2]] = found.bias.astype(np.float32)
+            one.doubt = found.doubt
 
 
 def _sent(view: AdversaryView, layers: Sequence[_Layer]) -> dict[int, Array]:
