@@ -230,7 +230,7 @@ def test_the_arena_steals_whole_models(run: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     (cell,) = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")]
     assert {(r["knows"], r["budget"]) for r in cell["runs"]} == {
-        (k, b) for k in ("files", "files and transcript") for b in ("0", "1%")
+        (k, b) for k in ("files", "files and transcript", "files and public model") for b in ("0", "1%")
     }
     assert next(r for r in cell["runs"] if r["budget"] == "1%")["queries"] == 7
     assert "files and transcript" in (tmp_path / "out" / "MATRIX.md").read_text()

@@ -107,7 +107,10 @@ def open_view(
             raise InputError(f"no layer of {base} fits the bundle", "--base takes a model of the same architecture")
         view = replace(view, base=rows)
     if transcript is not None:
-        view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=read_transcript(transcript))
+        crossed = read_transcript(transcript)
+        if not {c.layer for c in crossed} & {layer.name for layer in view.layers}:
+            raise InputError(f"{transcript} is not a transcript of this bundle", "shadownet run --record DIR makes one")
+        view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
     return view
 
 

@@ -56,7 +56,7 @@ def select(names: str | None) -> list[Attack]:
     wanted = [name.strip().upper() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in ATTACKS]
     if unknown or not wanted:
-        raise InputError(f"there is no attack {', '.join(unknown) or names!r}", f"one of {', '.join(ATTACKS)}")
+        raise InputError(f"there is no attack {', '.join(unknown) or 'without a name'}", f"one of {', '.join(ATTACKS)}")
     return [ATTACKS[name] for name in wanted]
 
 

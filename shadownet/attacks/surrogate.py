@@ -70,7 +70,7 @@ def fresh(network: Network, seed: int) -> Network:
         if op.kind in LINEAR and op.inputs[1] in twin.parameters:
             shape = twin.parameters[op.inputs[1]].shape
             fan_in = int(np.prod(shape[1:3] if op.kind == "DEPTHWISE_CONV_2D" else shape[1:]))
-            twin.parameters[op.inputs[1]] = rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
+            twin.parameters[op.inputs[1]] = np.asarray(rng.normal(0, np.sqrt(2 / fan_in), shape), np.float32)
             if op.input(2) in twin.parameters:
                 twin.parameters[op.inputs[2]] = np.zeros_like(twin.parameters[op.inputs[2]])
     return twin
