@@ -214,17 +214,19 @@ class Residues:
     prime: int
     public: Product
     pop: Product
+    late: bool = False  # restored after unmasking, in floats: the pop mask has the public rows' channels
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Residues:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is none."""
-        made = cls(int(record["prime"]), *(Product.from_json(record[name]) for name in ("public", "pop")))
+        public, pop = (Product.from_json(record[name]) for name in ("public", "pop"))
+        made = cls(int(record["prime"]), public, pop, bool(record["late"]))
         if made.prime not in PRIMES or not (made.public.fits(made.prime) and made.pop.fits(made.prime)):
             raise ValueError("no arithmetic mod p")
         return made
 
     def to_json(self) -> dict[str, Any]:
-        return {"prime": self.prime, "public": self.public.to_json(), "pop": self.pop.to_json()}
+        return {"prime": self.prime, "public": self.public.to_json(), "pop": self.pop.to_json(), "late": self.late}
 
     def pad(self, rng: Rng, shape: tuple[int, ...]) -> Array:
         """A fresh one-time pad: float64, uniform over the residues nearest zero."""
@@ -263,14 +265,18 @@ class Residues:
         stacked = answer.reshape(count, -1, channels)
         out = np.empty((stacked.shape[1], restore.slot.shape[1]))
         for block in _blocks(len(out), count * channels):
-            y = restore.apply(self.public.join(stacked[:, block], self.prime))
+            joined = self.public.join(stacked[:, block], self.prime)
+            y = joined if self.late else restore.apply(joined)
             if pop is not None:
-                y -= pop.reshape(out.shape)[block]
-            out[block] = balance(y, self.prime)
+                y -= pop.reshape(-1, y.shape[-1])[block]
+            y = balance(y, self.prime)
+            out[block] = restore.apply(y) if self.late else y
         return out.reshape(answer.shape[0] // count, *answer.shape[1:-1], -1)
 
     def restorable(self, restore: Restore) -> bool:
-        """Whether this restoring map of integers stays within exact float64."""
+        """Whether this restoring map stays within exact float64, or need not be exact."""
+        if self.late:
+            return True
         sums = np.abs(restore.coefficient.astype(np.float64)).sum(axis=0)
         whole = np.array_equal(np.rint(restore.coefficient), restore.coefficient)
         return whole and bool((sums.max() + 1) * self.prime / 2 < WIDE)

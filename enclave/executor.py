@@ -88,10 +88,9 @@ class Executor:
         )
 
     def _output_shape(self, layer: Layer) -> Shape:
-        """Of a layer whose pop subgraph is prepared; that one has a channel for each limb."""
-        *positions, channels = self._runtime().shape(layer.pop, layer.pop_output)
-        limbs = layer.residues.pop.weights if layer.residues else layer.pop_limbs
-        return (*positions, channels // limbs.count)
+        """Of a layer whose pop subgraph is prepared; that one may have other channels."""
+        positions = self._runtime().shape(layer.pop, layer.pop_output)[:-1]
+        return (*positions, layer.restore.slot.shape[1])
 
     def _is_open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
         """Complete ``layers`` and tell whether the accelerator knows exactly these shapes."""
@@ -233,6 +232,7 @@ class Executor:
         y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
         if layer.masked:
             y -= masks.pop(layer.number)
+        self._add_private(layer, encoded, y)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
 
     def _exact(self, layer: Layer, residues: Residues, tensors: dict[int, Array], masks: MaskSet) -> Array:
@@ -252,13 +252,22 @@ class Executor:
             raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
         self._check(layer, sent, answer)
         y = residues.receive(answer, layer.restore, masks.pop(number) if layer.masked else None)
+        self._add_private(layer, encoded, y)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
+
+    def _add_private(self, layer: Layer, encoded: Array, y: Array) -> None:
+        """Add what the enclave keeps of a layer's weights to itself, in place."""
+        if layer.private is not None:
+            own, output, limbs_ = layer.private
+            (part,) = self._runtime().run(own, [0], [encoded.astype(np.float32)], [output])
+            y += limbs_.join(part) if layer.format.exact else part
 
     def _make_pad(self, layer: Layer, residues: Residues) -> Pair:
         """A one-time pad, as it will be added, and the layer's true linear image of it mod p."""
         order = layer.restore.order
         push = residues.pad(self._rng, self._shapes[layer.number][0])
-        natural = push.copy() if order is None else push[..., np.argsort(order)]
+        # Restored late, the pop mask is the public rows' image of the pad, which they take as it is sent.
+        natural = push.copy() if order is None or residues.late else push[..., np.argsort(order)]
         digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
         residues.pop.digits.cut(natural, digits)
         # Copies: each run leaves its result where the last one was.

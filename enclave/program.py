@@ -64,6 +64,7 @@ class Layer:
     format: Format
     public: Public
     residues: Residues | None = None
+    private: tuple[int, int, Limbs] | None = None  # subgraph, its output, limbs: weights that never leave
 
     @property
     def stack(self) -> int:
@@ -126,7 +127,7 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
         slots=int(record["slots"]),
         limbs=Limbs(*(int(v) for v in record["limbs"])),
         sigma=float(record["sigma"]),
-        masked=mask_input or not record["public_input"],
+        masked=bool(record["maskable"]) and (mask_input or not record["public_input"]),
         pop=int(record["pop"]),
         pop_output=int(record["pop_output"]),
         pop_limbs=Limbs(*(int(v) for v in record["pop_limbs"])),
@@ -134,7 +135,14 @@ def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_in
         format=formats.create(record["format"], blobs),
         public=Public.parse(record["public"]),
         residues=residues,
+        private=_private(record["private"]),
     )
+
+
+def _private(record: dict[str, Any] | None) -> tuple[int, int, Limbs] | None:
+    if record is None:
+        return None
+    return int(record["subgraph"]), int(record["output"]), Limbs(*(int(v) for v in record["limbs"]))
 
 
 def _entry(record: dict[str, Any], blobs: dict[str, Array], layers: list[Layer]) -> Entry:

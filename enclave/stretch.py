@@ -205,8 +205,8 @@ class Stretch:
 
 
 def runnable(layer: Layer) -> bool:
-    """Whether the C loop knows this layer's format, and how to check its answer."""
-    return isinstance(layer.format, Float) and layer.public.kind != "TRANSPOSE_CONV"
+    """Whether the C loop knows this layer's format, how to check its answer, and all of its weights are outside."""
+    return isinstance(layer.format, Float) and layer.public.kind != "TRANSPOSE_CONV" and layer.private is None
 
 
 def _activation(activation: Activation) -> Any:

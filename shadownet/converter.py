@@ -14,17 +14,19 @@ import numpy as np
 
 from enclave import keys, schemes
 from enclave.rng import Rng
-from enclave.schemes import Scheme
+from enclave.schemes import Place, Scheme
 from shadownet import bundle
 from shadownet.analysis import Reference, Shapes
 from shadownet.graph import Graph, load
 from shadownet.inputs import quiet_inputs, random_inputs, split_batch
-from shadownet.lower import Lowered, Lowering, interface_spec
+from shadownet.interface import interface_spec
+from shadownet.lower import Lowered, Lowering
 from shadownet.media import load_array
 from shadownet.metadata import normalization
 from shadownet.partition import Partition, partition, upstream
 from shadownet.progress import note, track
 from shadownet.quantized import Bits, constants, numbers, unfit
+from shadownet.relatives import base_rows
 from shadownet.selftest import agrees
 from shadownet.verify import Verdict, tolerance_for, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
@@ -51,9 +53,11 @@ class Options:
     integrity: str
     outsource: str
     bits: Bits | None  # of exact activations; None for float ones
+    base: Path | None
+    delta_tolerance: float
 
     def to_json(self) -> dict[str, Any]:
-        record = {name: value for name, value in vars(self).items() if name != "scheme"}
+        record = {name: value for name, value in vars(self).items() if name not in ("scheme", "base")}
         return record | {"bits": str(self.bits) if self.bits else None}
 
 
@@ -62,7 +66,7 @@ def convert(
     output: str | os.PathLike[str],
     scheme: str = "shadownet",
     ratio: float = 1.2,
-    activations: str = "float",
+    activations: str | None = None,
     integrity: str = "full",
     outsource: str = "all",
     calibration: str | os.PathLike[str] | list[Array] | None = None,
@@ -70,22 +74,25 @@ def convert(
     key: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     bits: str | None = None,
+    delta_tolerance: float = 0.0,
 ) -> dict[str, Any]:
     """Convert ``model`` into the bundle directory ``output`` and verify it through the real runtime.
 
     ``ratio`` is the obfuscation ratio r (M = ceil(r n) filters leave for n), 1 to 8. ``calibration`` holds samples
     [N, …] (a ``.npy`` path or one array per input) that set the size of the activation masks; without it random
     inputs do, which is said on stderr. ``outsource`` is "all", "none", "auto" or op ids, comma-separated.
-    ``activations`` is "float" (masks are noise) or "exact" (one-time pads mod p); for exact ones ``bits`` W/X are those
-    of weights and activations in float layers (default 12/12; 8-bit layers stay as they are). ``integrity`` is
-    "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1) or "none".
+    ``activations`` is "float" (masks are noise) or "exact" (one-time pads mod p), None the scheme's own default; for
+    exact ones ``bits`` W/X are those of weights and activations in float layers (default 12/12; 8-bit layers stay as
+    they are). ``integrity`` is "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1)
+    or "none". ``base`` is the public model of schemes that need one (delta), and ``delta_tolerance`` the relative
+    error (Frobenius) that the private difference may have when it is factored.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = _options(scheme, ratio, activations, integrity, outsource, base, bits)
+    options = _options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance)
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
@@ -96,20 +103,30 @@ def convert(
 
 
 def _options(
-    scheme: str, ratio: float, activations: str, integrity: str, outsource: str, base: object, bits: str | None
-) -> Options:
+    scheme: str, ratio: float, activations: str | None, integrity: str, outsource: str,
+    base: str | os.PathLike[str] | None, bits: str | None, delta_tolerance: float,
+) -> Options:  # fmt: skip
+    chosen = schemes.get(scheme)
+    activations = chosen.activations if activations is None else activations
     if not 1.0 <= ratio <= 8.0:
         raise InputError(f"the obfuscation ratio must be between 1 and 8, not {ratio}")
     if activations not in ("float", "exact"):
         raise InputError(f"activations are float or exact, not {activations!r}")
+    if chosen.name == "slalom" and (activations != "exact" or integrity != "full"):
+        raise InputError("slalom is exact activations and full integrity", "another scheme has weaker settings")
     if bits is not None and activations == "float":
         raise InputError("bits are those of exact activations", "add --activations exact, or leave --bits out")
+    if not 0.0 <= delta_tolerance < 1.0:
+        raise InputError(f"the tolerance of the difference must be between 0 and 1, not {delta_tolerance}")
+    if chosen.needs_base and base is None:
+        raise InputError(f"{chosen.name} needs the public model that yours was trained from", "name it with --base")
+    if not chosen.needs_base and (base is not None or delta_tolerance):
+        raise InputError(f"{chosen.name} takes no public base model", "use --scheme delta")
     share_checked(integrity)
-    if base is not None:
-        raise InputError("no scheme of this version takes a public base model")
     parse_outsource(outsource)
     fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
-    return Options(schemes.get(scheme), float(ratio), activations, integrity, outsource, fixed)
+    public = None if base is None else Path(base)
+    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance)
 
 
 def share_checked(integrity: str) -> float:
@@ -147,7 +164,9 @@ class _Conversion:
         self._device_key = keys.load(key)
         self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
         self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
+        self._placed: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self.partitions = self._partition()
+        self._place()
         self._calibration, self._trial = self._samples(calibration)
         self._self_test()
 
@@ -173,9 +192,24 @@ class _Conversion:
         if isinstance(outsource, set) and outsource - known:
             raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
         return {
-            e: partition(self._graph, e, s, outsource, self._refused[e], self._options.ratio)
+            e: partition(self._graph, e, s, outsource, self._placed[e] | self._refused[e], self._options.ratio)
             for e, s in self._shapes.items()
         }
+
+    def _place(self) -> None:
+        """Keep inside what the scheme wants there, and what a public base does not have."""
+        scheme, base = self._options.scheme, self._options.base
+        everything = [lin for part in self.partitions.values() for lin in part.linear]
+        self._base = {} if base is None else base_rows(base, everything)
+        for entry, part in self.partitions.items():
+            for position, lin in enumerate(part.linear):
+                why = scheme.keeps(Place(position, len(part.linear), lin.depthwise))
+                if not why and base is not None and lin.op.id not in self._base:
+                    why = "the public base has no such layer"
+                if why:
+                    self._placed[entry][lin.op.id] = why
+        if any(self._placed.values()):
+            self.partitions = self._partition()
 
     def _samples(self, calibration: Any) -> tuple[Samples, Samples]:
         """(inputs that set mask sizes, inputs of the trial run) per entry; the user's serve the main one."""
@@ -255,8 +289,8 @@ class _Conversion:
             self._options.ratio,
             Rng(),
             self._options.bits,
-            share_checked(self._options.integrity),
-        )
+            share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
+        )  # fmt: skip
         lowered = lowering.run(self._content, self.partitions, self._folded, self._rms)
         manifest = {
             "scheme": self._options.scheme.name,

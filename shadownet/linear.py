@@ -151,6 +151,24 @@ class LinearOp:
         graph.interface([x], [y])
         return x, y
 
+    def emit_factored(self, graph: SubgraphWriter, left: Array, right: Array) -> int:
+        """Write the op with weights left @ right, rows [n, r] and [r, depth], as two ops; the output tensor."""
+        x, source = self.emit_input(graph)
+        if self.kind == "CONV_2D":
+            options = self.op.options
+            inner = right.reshape(-1, *self.weight_shape[1:])
+            middle = self.emit_convolution(graph, source, inner, self.output_shape[2], options.strideW)
+        else:
+            middle = self._emit_other(graph, source, right)
+        zeros = graph.tensor("zero_bias", (len(left),), np.zeros(len(left), np.float32))
+        y = graph.tensor("y", self.output_shape)
+        w = graph.tensor("left", left.shape, left.astype(np.float32))
+        keep = len(self.output_shape) != 2
+        plain = schema.FullyConnectedOptionsT(keepNumDims=keep)
+        graph.op("FULLY_CONNECTED", [middle, w, zeros], [y], plain, version=5 if keep else 1)
+        graph.interface([x], [y])
+        return y
+
     def emit_input(self, graph: SubgraphWriter) -> tuple[int, int]:
         """Write the input and PAD, if one is absorbed: (input, what the op reads)."""
         x = graph.tensor("x", self.input_shape)

@@ -17,12 +17,13 @@ from shadownet import tiling
 from shadownet.cost import sending
 from shadownet.graph import Graph, ModelWriter
 from shadownet.graph.ir import OP_NAMES
+from shadownet.interface import interface_spec
 from shadownet.linear import OPTIONS, LinearOp
 from shadownet.partition import Partition, Step
 from shadownet.progress import track
 from shadownet.quantized import Bits, Numbers, constants, numbers
+from shadownet.relatives import against, factored
 from shadownet.wire.errors import InputError
-from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -52,11 +53,16 @@ class Lowering:
     """Lowers the partitions of all entries of one model. ``rms`` maps (entry, tensor) to its root mean square.
 
     ``bits`` are those of exact activations, None for float ones; ``checked`` is the share of answers to be checked.
+    ``base`` has the public rows for each op id, for schemes that need one, whose difference to the true rows may be
+    approximated within ``tolerance`` (relative, Frobenius).
     """
 
-    def __init__(self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng, bits: Bits | None, checked: float) -> None:
+    def __init__(
+        self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng, bits: Bits | None, checked: float,
+        base: dict[int, Array], tolerance: float,
+    ) -> None:  # fmt: skip
         self._graph, self._scheme, self._ratio, self._rng, self._bits = graph, scheme, ratio, rng, bits
-        self._checked = checked
+        self._checked, self._base, self._tolerance = checked, base, tolerance
         self._public = ModelWriter("untrusted half of a shadownet bundle: transformed linear layers")
         self._trusted = ModelWriter("trusted half of a shadownet bundle")
         self._blobs: dict[str, Array] = {}
@@ -104,7 +110,12 @@ class Lowering:
     def _layer(self, part: Partition, lin: LinearOp, folded: dict[int, Array], rms: float, last_dense: bool) -> None:
         name = f"layer{len(self._layers):03d}_{lin.kind.lower()}"
         values = numbers(lin, part.graph, constants(lin, part.graph, folded), self._bits)
-        weights = LayerWeights(values.rows, depthwise=lin.depthwise, integer=values.exact, last_dense=last_dense)
+        difference = None
+        if self._scheme.needs_base:
+            values, difference = against(values, self._base[lin.op.id], self._bits)
+        weights = LayerWeights(
+            values.rows, lin.depthwise, values.exact, values.record["kind"] == "fixed", last_dense, lin.input_shape[-1]
+        )
         hidden = self._scheme.obfuscate(weights, self._ratio, self._rng)
         cut = self._residues(lin, values, hidden) if self._bits else self._floats(values, hidden)
         target = self._public.subgraph(name)
@@ -115,14 +126,17 @@ class Lowering:
         self._public.signature(name, target, {"x": x}, {"y": y})
         trusted = self._trusted.subgraph(f"{name}_pop")
         _, pop_output = lin.emit(trusted, lin.weights_from(cut.true))
+        mask = self._scheme.mask
         self._layers.append(
             {
                 "signature": name,
                 "input": lin.input,
                 "output": lin.result,
                 "slots": slots,
-                "sigma": self._scheme.mask.sigma(rms),
-                "public_input": lin.public_input,
+                "sigma": mask.sigma(rms) if mask else 0.0,
+                "maskable": mask is not None or self._bits is not None,
+                "public_input": lin.public_input and not self._scheme.masks_input,
+                "private": None if difference is None else self._private(name, lin, values, difference),
                 "pop": trusted.index,
                 "pop_output": pop_output,
                 "public": lin.geometry() | {"tiles": tiles},
@@ -146,9 +160,38 @@ class Lowering:
                 "input_limbs": cut.stack,
                 "numbers": values.record["kind"],
                 "macs": lin.macs,
-                "masked": not lin.public_input,
+                "masked": self._layers[-1]["maskable"] and not self._layers[-1]["public_input"],
+                "private_macs": self._private_macs(lin, values, difference),
             }
         )
+
+    def _private(self, name: str, lin: LinearOp, values: Numbers, difference: Array) -> dict[str, Any]:
+        """Write the enclave's own part of a layer: factored where that is less work and within the tolerance."""
+        graph = self._trusted.subgraph(f"{name}_private")
+        if values.exact and values.record["kind"] != "fixed":
+            cut, *limbs = split(difference, values.largest)
+            _, output = lin.emit(graph, lin.weights_from(cut))
+            return {"subgraph": graph.index, "output": output, "limbs": [difference.shape[0], *limbs]}
+        factors = self._factored(lin, values, difference)
+        output = (
+            lin.emit(graph, lin.weights_from(difference))[1] if factors is None else lin.emit_factored(graph, *factors)
+        )
+        return {"subgraph": graph.index, "output": output, "limbs": [difference.shape[0], 1, 1]}
+
+    def _factored(self, lin: LinearOp, values: Numbers, difference: Array) -> tuple[Array, Array] | None:
+        if values.record["kind"] in ("integer", "hybrid"):
+            return None  # results must be exact
+        return factored(lin, difference, self._tolerance * float(np.linalg.norm(values.rows + difference)))
+
+    def _private_macs(self, lin: LinearOp, values: Numbers, difference: Array | None) -> int:
+        """Multiply-adds of the enclave's own part."""
+        if difference is None:
+            return 0
+        factors = self._factored(lin, values, difference)
+        if factors is None:
+            return lin.macs
+        rank = factors[1].shape[0]
+        return lin.positions * rank * (lin.depth + lin.filters)
 
     @staticmethod
     def _floats(values: Numbers, hidden: Obfuscated) -> Cut:
@@ -167,14 +210,18 @@ class Lowering:
     @staticmethod
     def _residues(lin: LinearOp, values: Numbers, hidden: Obfuscated) -> Cut:
         """For exact activations. Raises ``InputError`` if the scheme's integers are too large."""
-        prime = prime_above(2 * largest_sum(values.rows, values.largest))
+        late = not np.array_equal(hidden.restore.coefficient, np.rint(hidden.restore.coefficient))
+        # Restored late, the enclave needs the sums of the public rows; otherwise those of the true ones.
+        own = hidden.rows if late else values.rows
         try:
+            prime = prime_above(2 * largest_sum(own, values.largest))
             public, product = plan(hidden.rows, prime, sending(lin))
+            true, pop = plan(own, prime, sending(lin))
         except ValueError:
             raise InputError("a hidden layer's sums cannot be kept exact", "use fewer --bits") from None
-        true, pop = plan(values.rows, prime, sending(lin))
-        found = Residues(prime, product, pop)
-        assert found.restorable(hidden.restore), "a scheme restores integers by integers"
+        found = Residues(prime, product, pop, late)
+        if not found.restorable(hidden.restore):
+            raise InputError("the scheme's restoring map is too large to be exact", "use a smaller group")
         record = {"limbs": [1, 1, 1], "pop_limbs": [1, 1, 1], "residues": found.to_json()}
         return Cut(public, true, product.digits.count, record)
 
@@ -258,23 +305,3 @@ def weight_parts(content: bytes) -> list[list[tuple[int, list[int]]]]:
                 parts.append((table.Vector(table.Offset(4)), tensor.ShapeAsNumpy().tolist()))
         found.append(parts)
     return found
-
-
-def interface_spec(part: Partition, tensor: int) -> TensorSpec:
-    """Describe an input or output as ``get_input_details()`` would."""
-    t = part.graph.tensors[tensor]
-    q = t.quantization
-    single = q is not None and q.scale.size == 1
-    return TensorSpec(
-        index=tensor,
-        name=t.name,
-        shape=part.shapes.shape[tensor],
-        signature=t.signature,
-        dtype=t.dtype,
-        scale=float(q.scale[0]) if q is not None and single else 0.0,
-        zero_point=int(q.zero_point[0]) if q is not None and single else 0,
-        scales=tuple(float(s) for s in q.scale) if q is not None else (),
-        zero_points=tuple(int(z) for z in q.zero_point) if q is not None else (),
-        axis=q.axis if q is not None else 0,
-        dynamic=not part.shapes.static[tensor],
-    )

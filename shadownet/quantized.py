@@ -65,7 +65,7 @@ def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array], bits: Bi
         if blobs:
             blobs["bias"] = blobs["bias"].astype(np.float32)
         rows = lin.rows(constant[lin.weight].astype(np.float32))
-        return _fixed(rows, record, blobs, bits) if bits else Numbers(rows, record, blobs, 0.0)
+        return fixed(rows, record, blobs, bits) if bits else Numbers(rows, record, blobs, 0.0)
     assert weight.quantization is not None
     centred = constant[lin.weight].astype(np.float32) - _along(weight.quantization.zero_point, lin)
     record["scale"] = "scale"
@@ -85,14 +85,14 @@ def numbers(lin: LinearOp, graph: Subgraph, constant: dict[int, Array], bits: Bi
     return Numbers(lin.rows(centred), record, blobs, float(largest))
 
 
-def _fixed(rows: Array, record: dict[str, Any], blobs: dict[str, Array], bits: Bits) -> Numbers:
+def fixed(rows: Array, record: dict[str, Any], blobs: dict[str, Array], bits: Bits) -> Numbers:
     """Quantise a float layer's weights per filter, symmetrically; its inputs are quantised at run time."""
     levels = (1 << (bits.activations - 1)) - 1
     largest = np.abs(rows.astype(np.float64)).max(axis=-1, initial=0.0)
     scale = np.where(largest > 0, largest, 1.0) / ((1 << (bits.weights - 1)) - 1)
-    fixed = np.rint(rows / scale[..., None]).astype(np.float32)
+    steps = np.rint(rows / scale[..., None]).astype(np.float32)
     record = record | {"kind": "fixed", "scale": "scale", "levels": levels}
-    return Numbers(fixed, record, blobs | {"scale": scale.ravel()}, float(levels))
+    return Numbers(steps, record, blobs | {"scale": scale.ravel()}, float(levels))
 
 
 def unfit(lin: LinearOp, values: Numbers) -> str:

@@ -94,6 +94,8 @@ class Hostile:
             raise ValueError(f"hostile knows no mode {mode!r}")
         self._wrapped, self._mode = wrapped, mode
         self._file = argument if mode == "offsets" else ""
+        if mode == "offsets" and not os.path.isfile(argument):
+            raise ValueError("hostile:offsets needs a file, hostile:offsets@FILE")
         self._left = 0 if self._file else int(argument or 0)
         self._outputs: list[Array] = []
         self._offsets: list[Array] = []

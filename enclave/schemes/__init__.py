@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-from enclave.schemes.base import LayerWeights, MaskRule, Obfuscated, Scheme
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from enclave.schemes.base import Claims, LayerWeights, MaskRule, Obfuscated, Place, Plain, Scheme
+from enclave.schemes.baselines import DELTA, NONE, SLALOM, TEE, darknetz
+from enclave.schemes.mixing import groupcover, mix
 from enclave.schemes.shadownet import ARTIFACT, FAST, PAPER
 from shadownet.wire.errors import InputError
 
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (PAPER, ARTIFACT, FAST)}
+SCHEMES: dict[str, Scheme] = {s.name: s for s in (PAPER, ARTIFACT, FAST, NONE, TEE, SLALOM, DELTA)}
+FAMILIES: dict[str, tuple[Callable[[str], Scheme], str]] = {  # NAME:VARIANT, and the variant that NAME alone means
+    "darknetz": (darknetz, "last3"),
+    "groupcover": (groupcover, "4"),
+    "mix": (mix, "8"),
+}
 ALIASES = {"shadownet": PAPER.name}
 
-__all__ = ["ALIASES", "SCHEMES", "LayerWeights", "MaskRule", "Obfuscated", "Scheme", "get"]
+__all__ = [
+    "ALIASES", "FAMILIES", "SCHEMES", "Claims", "LayerWeights", "MaskRule", "Obfuscated", "Place", "Plain", "Scheme",
+    "every", "get",
+]  # fmt: skip
 
 
 def get(name: str) -> Scheme:
-    """Look a scheme up by ``NAME`` or ``NAME:VARIANT``. Raises ``InputError``."""
+    """Look a scheme up by ``NAME`` or ``NAME:VARIANT``, or load it from a Python file that defines ``SCHEME``.
+
+    A file runs with the owner's rights. Raises ``InputError``.
+    """
+    if name.endswith(".py"):
+        return _from_file(Path(name))
     full = ALIASES.get(name, name)
-    if full not in SCHEMES:
+    if full in SCHEMES:
+        return SCHEMES[full]
+    family, _, variant = full.partition(":")
+    if family not in FAMILIES:
         raise InputError(f"there is no scheme {name!r}", "shadownet schemes lists them")
-    return SCHEMES[full]
+    make, usual = FAMILIES[family]
+    return make(variant or usual)
+
+
+def every() -> list[Scheme]:
+    """All schemes, families in their usual variant."""
+    return [*SCHEMES.values(), *(make(usual) for make, usual in FAMILIES.values())]
+
+
+def _from_file(path: Path) -> Scheme:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"there is no scheme file {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        scheme: Scheme = module.SCHEME
+    except Exception as error:
+        raise InputError(
+            f"{path} defines no scheme: {error}", "it should set SCHEME; see docs/adding_a_scheme.md"
+        ) from error
+    return scheme

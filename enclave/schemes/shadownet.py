@@ -12,41 +12,47 @@ prior knowledge: mask filters and the rows that hide behind them are collinear.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from enclave.restore import Restore
 from enclave.rng import Rng
-from enclave.schemes.base import Array, LayerWeights, MaskRule, Obfuscated
+from enclave.schemes.base import (
+    FLOAT_MASKS,
+    NOISE,
+    PUBLIC,
+    Array,
+    Claims,
+    LayerWeights,
+    MaskRule,
+    Obfuscated,
+    Plain,
+    slots,
+)
 
 _LINE, _WIDE = 16, 128  # rows of answers of wide layers start on cache lines
 
-PROTECTS = ("weights against an accelerator that only looks for the model file",)
+_LINE, _WIDE = 16, 128  # rows of answers of wide layers start on cache lines
+
 LEAKS = (
     "weights: mask filters are public and collinear with what they hide; no prior needed (A4)",
     "weights: a public relative of the model gives permutation, masks and scalars (A3)",
+    "weights: two obfuscations of one model intersect in them (A17): obfuscate once, then seal for each device",
     "depthwise weights: permuted and scaled only (A2)",
-    "activations: float masks are noise; repeated inputs average them out (A15), and the known first input "
-    "lets layers be peeled by regression (A16)",
-    "architecture, shapes, timing, the first layer's input unless it is masked",
-    "nothing checks the answers beyond being finite: a malicious accelerator may change results (A14, A18)",
+    FLOAT_MASKS,
+    PUBLIC,
 )
+CLAIMS = Claims("transformed; falls to A4", "float masks", "r times the filters", "Sun et al. 2023")
 
 
 @dataclass(frozen=True)
-class ShadowNet:
+class ShadowNet(Plain):
     """One variant. ``matched`` mask filters have the layer's weight deviation, otherwise deviation 1."""
 
-    name: str
-    mask: MaskRule
-    matched: bool
-    smallest_scalar: float  # scalars are U(smallest, 1); 1.0 means none
-    keeps_last_dense: bool
-    tuned: bool = False
-    protects: tuple[str, ...] = PROTECTS
-    leaks: tuple[str, ...] = LEAKS
+    matched: bool = True
+    smallest_scalar: float = 1 / 16  # scalars are U(smallest, 1); 1.0 means none
+    keeps_last_dense: bool = False
 
     def obfuscate(self, layer: LayerWeights, ratio: float, rng: Rng) -> Obfuscated:
         if layer.last_dense and self.keeps_last_dense:
@@ -54,7 +60,9 @@ class ShadowNet:
         if layer.depthwise:
             return self._depthwise(layer, rng)
         groups, n, d = layer.rows.shape
-        total = slots(n, ratio, self.tuned)
+        total = slots(n, ratio)
+        if self.tuned and total >= _WIDE:
+            total = -(-total // _LINE) * _LINE
         # Integers of many bits differ by more than float32 holds.
         public = np.empty((groups, total, d), np.float64 if layer.integer else np.float32)
         real, mask = np.empty((groups, n), np.int32), np.empty((groups, n), np.int32)
@@ -103,12 +111,14 @@ class ShadowNet:
         return rng.uniform(self.smallest_scalar, 1.0, (count,)).astype(np.float32).astype(np.float64)
 
 
-def slots(n: int, ratio: float, tuned: bool = False) -> int:
-    """M = ceil(r n), not fooled by the binary representation of r; wide layers rounded up to 16 if ``tuned``."""
-    total = math.ceil(round(ratio * n, 6))
-    return -(-total // _LINE) * _LINE if tuned and total >= _WIDE else total
-
-
-PAPER = ShadowNet("shadownet:paper", MaskRule(relative=8.0), True, 1 / 16, False)
-ARTIFACT = ShadowNet("shadownet:artifact", MaskRule(absolute=0.05), False, 1.0, True)
+PAPER = ShadowNet("shadownet:paper", CLAIMS, LEAKS, NOISE)
+ARTIFACT = replace(
+    PAPER,
+    name="shadownet:artifact",
+    mask=MaskRule(absolute=0.05),
+    matched=False,
+    smallest_scalar=1.0,
+    keeps_last_dense=True,
+    leaks=(*LEAKS, "weights: the last dense layer is public, as in the authors' code"),
+)
 FAST = replace(PAPER, name="shadownet:fast", tuned=True)

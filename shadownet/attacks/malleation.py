@@ -87,22 +87,23 @@ class Limbs:
     step: float
 
     @classmethod
-    def read(cls, view: AdversaryView, layer: PublicLayer) -> Limbs:
-        """From what the layer was sent, whose digits are spread evenly: the largest bounds the base from below.
+    def possible(cls, view: AdversaryView, layer: PublicLayer) -> list[Limbs]:
+        """The likeliest first, from what the layer was sent: the largest digit bounds the base from below.
 
         p is a little below a power of two, and the base the smallest odd one whose ``count``-th power reaches it, so
-        few bases are possible.
+        few are possible. Digits of masked inputs are spread evenly, and the first is right; an input that crosses
+        unmasked may be too small to show its base.
         """
         crossings = view.crossings(layer)
         if not crossings:
             raise InputError("reading a layer's limbs needs a transcript")
         seen = 2 * int(max(np.abs(c.sent).max() for c in crossings)) + 1
         count = layer.input_shape[0]
-        for bits in range(16, 47):
-            base = math.ceil(2.0 ** (bits / count) - 1e-6) | 1
-            if base >= seen:
-                return cls(count, base, 2.0**bits / 24)
-        raise InputError(f"what {layer.name} was sent are no limbs of residues")
+        bases = [(bits, math.ceil(2.0 ** (bits / count) - 1e-6) | 1) for bits in range(16, 47)]
+        found = [cls(count, base, 2.0**bits / 24) for bits, base in bases if base >= seen]
+        if not found:
+            raise InputError(f"what {layer.name} was sent are no limbs of residues")
+        return found[:1] if layer.masked else found
 
     def cut(self, offsets: Array, width: int) -> Array:
         """Offsets of slots -> what is added to the answer, float32 [count, width]; limb 0 of the weights takes it."""
@@ -162,7 +163,8 @@ def attack(view: AdversaryView, seed: int = 0) -> list[Extracted]:
 class _Attack:
     def __init__(self, view: AdversaryView, oracle: Malleable, seed: int) -> None:
         self._oracle, self._rng = oracle, np.random.default_rng(seed)
-        self._layers = [_Layer(layer, Limbs.read(view, layer)) for layer in view.layers]
+        self._possible = [Limbs.possible(view, layer) for layer in view.layers]
+        self._layers = [_Layer(layer, limbs[0]) for layer, limbs in zip(view.layers, self._possible, strict=True)]
         weights, activations = (int(bits) for bits in str(view.parameters.get("bits", "12/12")).split("/"))
         self._levels, self._largest = (1 << (activations - 1)) - 1, (1 << (weights - 1)) - 1
 
@@ -173,6 +175,8 @@ class _Attack:
             before = self._oracle.used
             if layer.slots == layer.public.filters:
                 layer.real, layer.mask = list(range(layer.slots)), [-1] * layer.slots
+            elif len(self._possible[k]) > 1:
+                self._find_limbs(k)
             else:
                 self._find_slots(k)
             spent.append(self._oracle.used - before)
@@ -230,6 +234,20 @@ class _Attack:
                 return found
         raise InputError(f"nothing that {layer.public.name} gives could be made visible")
 
+    def _find_limbs(self, k: int) -> None:
+        """Try bases until slots are told and weights make sense: each filter's largest is the largest there is."""
+        layer = self._layers[k]
+        for layer.limbs in self._possible[k]:
+            layer.real, layer.mask = [], []
+            try:
+                self._find_slots(k)
+                if np.abs(self._hidden(k, 1)).max() == self._largest:
+                    return
+            except InputError:
+                if not self._oracle.left:
+                    raise
+        raise InputError(f"no base of limbs makes sense of {layer.public.name}")
+
     def _find_slots(self, k: int) -> None:
         """Tell filters' slots from masks', and the mask of each: an output is on iff its two slots add up to enough."""
         layer = self._layers[k]
@@ -274,14 +292,14 @@ class _Attack:
 
     # Weights
 
-    def _hidden(self, k: int) -> Array:
-        """Weights of a layer that feeds another, int64 [n, d]."""
+    def _hidden(self, k: int, filters: int | None = None) -> Array:
+        """Weights of the first ``filters`` (default: all) of a layer that feeds another, int64 [filters, d]."""
         layer = self._layers[k]
         ((later, off),) = self._witnesses(k, 1)
-        weights = np.zeros((len(layer.real), layer.public.depth), np.int64)
+        weights = np.zeros((len(layer.real) if filters is None else filters, layer.public.depth), np.int64)
         for i in range(layer.public.depth):
             first, held = self._into(k, i)
-            for j in range(len(layer.real)):
+            for j in range(len(weights)):
 
                 def reaches(t: int, j: int = j, first: int = first, held: dict[int, Array] = held) -> bool:
                     e = layer.only(j, -self._levels * t + self._levels // 2)  # on iff W >= t

@@ -65,10 +65,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--scheme", default="shadownet", metavar="NAME[:VARIANT]", help="default: %(default)s")
     p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
     p.add_argument(
-        "--activations",
-        default="float",
-        choices=["float", "exact"],
-        help="how activations are masked: with noise, or exactly, with one-time pads mod p",
+        "--activations", choices=["float", "exact"], help="float masks or pads mod p (default: the scheme's)"
     )
     p.add_argument("--bits", metavar="W/X", help="of weights and of exact activations in float layers (default: 12/12)")
     p.add_argument(
@@ -82,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
         default="all",
         metavar="all|auto|none|LIST",
         help="ops to outsource; auto: those worth it; LIST of ids",
+    )
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
+    p.add_argument(
+        "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from enclave.schemes import Scheme
 from shadownet.cli.output import as_json, human, table
 from shadownet.wire.paths import resolve_key
 
@@ -24,11 +25,10 @@ def convert(args: argparse.Namespace) -> None:
     summary = run(
         args.model, args.output, scheme=args.scheme, ratio=args.ratio, activations=args.activations,
         integrity=args.integrity, outsource=args.outsource, calibration=args.calibration, key=args.key,
-        overwrite=args.overwrite, bits=args.bits,
+        overwrite=args.overwrite, bits=args.bits, base=args.base, delta_tolerance=args.delta_tolerance,
     )  # fmt: skip
-    leaks = schemes.get(args.scheme).leaks
-    if args.activations == "exact":  # what is known against activations is known against float masks
-        leaks = tuple(leak for leak in leaks if not leak.startswith("activations:"))
+    scheme = schemes.get(args.scheme)
+    leaks = admitted(scheme, args.activations or scheme.activations, args.integrity)
     if args.json:
         as_json(summary | {"leaks": leaks})
         return
@@ -59,8 +59,34 @@ def seal(args: argparse.Namespace) -> None:
 def schemes(args: argparse.Namespace) -> None:
     from enclave import schemes as registry
 
+    found = registry.every()
     if args.json:
-        as_json([{"name": s.name, "protects": s.protects, "leaks": s.leaks} for s in registry.SCHEMES.values()])
+        as_json(
+            [{"name": s.name, **vars(s.claims), "default_activations": s.activations, "leaks": s.leaks} for s in found]
+        )
         return
-    rows = [[s.name, "\n".join(s.protects), "\n".join(s.leaks)] for s in registry.SCHEMES.values()]
-    table(["scheme", "protects", "leaks, and what breaks it"], rows)
+    rows = [
+        [s.name, s.claims.weights, s.claims.activations, "checked by default", s.claims.cost, s.claims.source]
+        for s in found
+    ]
+    table(["scheme", "weights", "activations", "results", "cost", "source"], rows)
+    print("\nWhat is known against each:")
+    for s in found:
+        print(f"{s.name}")
+        for leak in s.leaks:
+            print(f"  - {leak}")
+    print(
+        "\nVariants: darknetz:firstK, darknetz:lastK, groupcover:G, mix:G. Every scheme but none and tee runs with\n"
+        "float or exact activations. No static scheme hides weights from someone who has a public relative of it."
+    )
+
+
+def admitted(scheme: Scheme, activations: str, integrity: str) -> tuple[str, ...]:
+    """What a bundle with these options does not protect."""
+    # What is known against activations is known against float masks.
+    leaks = tuple(leak for leak in scheme.leaks if activations == "float" or not leak.startswith("activations:"))
+    if integrity == "none":
+        return (*leaks, "results: nothing checks answers beyond being finite (A14); labels then leak weights (A18)")
+    if integrity.startswith("spot"):
+        return (*leaks, "results: an answer that is not checked may be wrong (A14)")
+    return leaks

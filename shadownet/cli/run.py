@@ -166,7 +166,7 @@ def _top(value: Array) -> dict[str, Any]:
 
 def _same_interface(bundle: str, parts: dict[int, Any], model: str) -> None:
     """A bundle of a model with other inputs or outputs cannot be compared. Raises ``MismatchError``."""
-    from shadownet.lower import interface_spec
+    from shadownet.interface import interface_spec
 
     claimed: Any = read_manifest(Path(bundle)).get("entries")
     ours = {
@@ -189,7 +189,7 @@ def verify(args: argparse.Namespace) -> None:
     from shadownet.analysis import Reference
     from shadownet.graph import load
     from shadownet.inputs import random_inputs, split_batch
-    from shadownet.lower import interface_spec
+    from shadownet.interface import interface_spec
     from shadownet.partition import partition
     from shadownet.verify import tolerance_for
     from shadownet.verify import verify as compare
