@@ -115,9 +115,11 @@ def _once(
     data = bench.read_data(plan.data) if plan.data else None
     samples = None if data is None else [data.queries[:16].astype(np.float32)]
     name, _, activations = scheme.partition("+")
+    needed = base if schemes.get(name).needs_base else None
     convert(
-        model, bundle, scheme=name, ratio=plan.ratio, activations=activations or "float", key=key, calibration=samples
-    )
+        model, bundle, scheme=name, ratio=plan.ratio, activations=activations or None, key=key, calibration=samples,
+        base=needed,
+    )  # fmt: skip
     view = bench.open_view(bundle, base)
     truth = bench.open_truth(bundle, model, key)
     for attack in attacks:

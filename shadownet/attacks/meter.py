@@ -16,7 +16,8 @@ from typing import Any
 from enclave import keys, schemes
 from shadownet.attacks import bench, registry
 from shadownet.converter import convert
-from shadownet.progress import track
+from shadownet.progress import note, track
+from shadownet.wire.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,20 @@ def read(
     attacks: Sequence[registry.Attack], ratio: float = 1.2,
 ) -> list[Reading]:  # fmt: skip
     """Read the meter for ``names`` (default: every scheme). Raises what converting raises."""
-    found = []
-    for name in track(list(names or schemes.SCHEMES), "trying schemes"):
+    found: list[Reading] = []
+    for name in track(list(names or [scheme.name for scheme in schemes.every()]), "trying schemes"):
+        scheme = schemes.get(name)
+        if scheme.needs_base and base is None:
+            note(f"{scheme.name} needs a public model: not tried without --base")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             key = Path(folder) / "device.key"
             keys.create(key)
             bundle = Path(folder) / "m.shadow"
-            convert(model, bundle, scheme=name, ratio=ratio, key=key)
+            convert(model, bundle, scheme=name, ratio=ratio, key=key, base=base if scheme.needs_base else None)
+            if not read_manifest(bundle)["layers"]:  # nothing goes out, so nothing is lost
+                found.append(Reading(scheme.name, 0.0, ()))
+                continue
             view = bench.open_view(bundle, base)
             outcomes = bench.weigh(view, bench.open_truth(bundle, model, key), attacks)
             total = sum(layer.filters for layer in view.layers)

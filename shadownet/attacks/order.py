@@ -29,7 +29,7 @@ COARSE, FINE = (-1.0, 0.0, 1.0), (-1.5, -0.5, 0.0, 0.5, 1.5)  # biases tried fir
 STEPS = 4
 POSITIONS = 4096  # values of a channel that take part
 BELIEVED = 0.6  # a matching that leaves more than this share of the variance open is none
-POOR = 0.25  # a channel that its row leaves open by more than this, and three times the median, has the wrong row
+POOR = 0.25  # a channel that its row leaves open by more than this has the wrong row, unless all others are as bad
 CANDIDATES = 400
 
 
@@ -102,19 +102,23 @@ def repair(
 ) -> tuple[Array, Array, Array] | None:
     """Find filters that A4 paired wrongly: (weights, bias, share left open [n]), or None if all is well.
 
-    ``weights`` [n, ...] stand in natural order; ``rows`` [M, d] are the public ones. Every sum of two public rows that
-    no good filter uses as its own is tried at every poor channel (s = 1). Needs a layer in one group.
+    ``weights`` [n, ...] stand in natural order; ``rows`` [M, d] are the public ones. Every sum of two public rows (of
+    those that no good filter uses as its own, if they are many) is tried at every poor channel, so s = 1. Needs a layer
+    in one group. In short filters (d = 9) chance makes strangers collinear, and A4 may take filters for masks.
     """
     target = _observer(network, op, sent)
-    poor = np.flatnonzero(found.open > max(POOR, 3.0 * found.doubt))
+    usual = 3.0 * float(np.quantile(found.open, 0.1))
+    poor = np.flatnonzero(found.open > min(max(POOR, usual), BELIEVED))
     if target is None or not len(poor):
         return None
     flat = weights.reshape(len(weights), -1)
     good = np.setdiff1d(np.arange(len(flat)), poor)
     pairs = [(a, b) for a in range(len(rows)) for b in range(a)]
     sums = rows[[a for a, _ in pairs]] + rows[[b for _, b in pairs]]
-    used = _used(pairs, sums, flat[good])
-    keep = [k for k, (a, b) in enumerate(pairs) if not {a, b} <= used and len({a, b} & used) < 2]
+    keep = list(range(len(pairs)))
+    if len(keep) > CANDIDATES:
+        used = _used(pairs, sums, flat[good])
+        keep = [k for k, pair in enumerate(pairs) if len(used.intersection(pair)) < 2]
     if len(keep) > CANDIDATES:
         return None
     n = len(flat)
@@ -132,7 +136,7 @@ def repair(
     which, where = assign(-np.minimum(cost[:, poor], 4.0))
     out, shift, left = flat.copy(), found.bias.copy(), found.open.copy()
     for k, c in zip(which, poor[where], strict=True):
-        if cost[k, c] < left[c]:
+        if cost[k, c] < min(left[c], BELIEVED):
             out[c], shift[c], left[c] = sums[keep[k]], bias[k, c], cost[k, c]
     return out.reshape(weights.shape).astype(np.float32), shift, left
 

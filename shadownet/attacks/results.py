@@ -89,7 +89,7 @@ def _weaknesses(cells: Sequence[Cell]) -> str:
             if c["scheme"] == name and (found := _values(c, "recovered"))
         ]
         worst = max(values, default=(0.0, "no attack", "any model"))
-        admitted = schemes.SCHEMES[plain].leaks if (plain := name.partition("+")[0]) in schemes.SCHEMES else ()
+        admitted = schemes.get(name.partition("+")[0]).leaks
         text = f"- **{name}**: {worst[1]} recovers {worst[0]:.1%} of all filters of {worst[2]}."
         lines.append((worst[0], "\n".join([text, *(f"  - admitted: {leak}" for leak in admitted)])))
     return "\n".join(text for _, text in sorted(lines, key=lambda line: -line[0]))

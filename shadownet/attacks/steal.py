@@ -29,6 +29,7 @@ from shadownet.wire.errors import InputError
 Array = np.ndarray[Any, Any]
 
 RUNS = 32  # recorded runs that take part in ordering
+IN_CLEAR = ("none", "slalom", "darknetz")  # schemes that leave rows as they are
 BIAS_RATE = 1e-2
 BIAS_SPREAD = 0.3  # how far biases are expected from where they start
 ENOUGH = 40  # labels below which nothing is held out to choose by
@@ -76,6 +77,7 @@ def steal(view: AdversaryView, skeleton: Network, inputs: Array | None = None, s
     """
     network = skeleton.copy()
     layers = [_recover(view, layer, network) for layer in view.layers]
+    inside = _start_where_nothing_is_known(network, layers, seed)
     _in_order(view, network, layers)
     queries, x, labels = 0, np.zeros((0, *network.input_shape), np.float32), np.zeros(0, np.int64)
     if view.oracle is not None and inputs is not None and view.oracle.left:
@@ -83,7 +85,7 @@ def steal(view: AdversaryView, skeleton: Network, inputs: Array | None = None, s
         labels = np.asarray(view.oracle(x)).astype(np.int64)
         queries = len(x)
     _classes(network, layers, x, labels)
-    fitted = _fit(network, layers, x, labels, seed)
+    fitted = _fit(network, layers, x, labels, inside, seed)
     pieces = tuple(Piece(one.layer.name, one.attack, one.recovery.form, one.order, one.doubt) for one in layers)
     return Stolen(network, pieces, queries, fitted)
 
@@ -106,11 +108,22 @@ def _recover(view: AdversaryView, layer: PublicLayer, network: Network) -> _Laye
     return _Layer(layer, op, name, found, weights, order)
 
 
+def _start_where_nothing_is_known(network: Network, layers: Sequence[_Layer], seed: int) -> bool:
+    """Draw weights for layers that stayed inside, where the skeleton is empty; whether any stayed inside."""
+    outside = {one.op.id for one in layers}
+    inside = [op for op in network.linear() if op.id not in outside]
+    drawn = surrogate.fresh(network, seed).parameters if inside else {}
+    for op in inside:
+        if not network.parameters[op.inputs[1]].any():
+            network.parameters[op.inputs[1]] = drawn[op.inputs[1]]
+    return bool(inside)
+
+
 def _kept(view: AdversaryView, layer: PublicLayer) -> bool:
     """The released code leaves the last dense layer as it is; at r = 1 rows are permuted all the same."""
     if view.scheme == "shadownet:artifact":
         return layer.index == len(view.layers) - 1 and layer.kind == "FULLY_CONNECTED"
-    return not view.scheme.startswith("shadownet:")
+    return view.scheme.partition(":")[0] in IN_CLEAR
 
 
 def from_rows(rows: Array, shape: tuple[int, ...], depthwise: bool) -> Array:
@@ -132,6 +145,13 @@ def _in_order(view: AdversaryView, network: Network, layers: Sequence[_Layer]) -
             if one.layer.depthwise:
                 del sent[one.op.inputs[0]]
             continue
+        better = None
+        if one.attack == "A4" and one.layer.groups == 1 and _scaled(view, one):
+            weights = np.take(one.weights, found.order, axis=0)
+            better = repair(network, one.op, weights, found, one.layer.rows[0], sent)
+        if better is not None:
+            one.weights, bias, left = better
+            found = Ordered(np.arange(len(left)), found.gain, bias, float(np.median(left)), left)
         one.doubt = found.doubt
         if not found.believed:
             if one.layer.depthwise:
@@ -139,16 +159,8 @@ def _in_order(view: AdversaryView, network: Network, layers: Sequence[_Layer]) -
             continue
         if not natural or one.layer.depthwise:
             _rearrange(network, one, found, sent)
-        bias = found.bias
-        if one.attack == "A4" and one.layer.groups == 1 and _scaled(view, one):
-            weights = network.parameters[one.op.inputs[1]]
-            better = repair(network, one.op, weights, found, one.layer.rows[0], sent)
-            if better is not None:
-                network.parameters[one.op.inputs[1]], bias, left = better
-                one.doubt = float(np.median(left))
         if one.op.input(2) in network.parameters:
-            network.parameters[one.op.inputs[2]] = bias.astype(np.float32)
-
+            network.parameters[one.op.inputs[2]] = found.bias.astype(np.float32)
     _settle(network, layers, sent)
 
 
@@ -216,11 +228,11 @@ def _classes(network: Network, layers: Sequence[_Layer], x: Array, labels: Array
     last.order = "labels"
 
 
-def _fit(network: Network, layers: Sequence[_Layer], x: Array, labels: Array, seed: int) -> str:
+def _fit(network: Network, layers: Sequence[_Layer], x: Array, labels: Array, inside: bool, seed: int) -> str:
     """Fit to the labels what is not known yet."""
     if not len(x):
         return "nothing"
-    if any(one.order == "unknown" for one in layers):
+    if inside or any(one.order == "unknown" for one in layers):
         surrogate.train(network, x, labels, list(network.parameters), seed=seed)
         return "everything"
     known = {one.op.input(2) for one in layers if one.doubt is not None and one.doubt < BELIEVED}

@@ -164,6 +164,8 @@ def _meter(args: argparse.Namespace) -> None:
 
     names = args.schemes.split(",") if args.schemes else None
     readings = meter.read(args.bundle, args.base, names, registry.select(args.attacks))
+    if not readings:
+        raise InputError("there is no scheme left to try", "--schemes names some")
     if args.json:
         as_json({"model": args.bundle, "predicted": [r.to_json() for r in readings]})
         return
