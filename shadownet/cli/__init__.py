@@ -131,6 +131,42 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
     key(p)
 
+    p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
+    p.add_argument("bundle", metavar="BUNDLE|MODEL.tflite")
+    p.add_argument("--model", metavar="TRUTH.tflite", help="the original, to score what the attacks got")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
+    p.add_argument("--attacks", metavar="A,B", help="such as A0,A4 (default: all that apply)")
+    p.add_argument("--transcript", metavar="T.npz", help="what crossed, from run --record")
+    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: steal the whole model and score it")
+    p.add_argument("--queries", type=_count, default=50, metavar="N", help="labels it may ask for (default: 50)")
+    p.add_argument("--runs", type=_count, default=32, metavar="N", help="own runs it may record (default: 32)")
+    p.add_argument("-o", "--output", metavar="STOLEN.tflite", help="write the stolen model")
+    p.add_argument("--schemes", metavar="A,B", help="for a MODEL.tflite: schemes to try (default: all)")
+    key(p)
+
+    p = verb("check", "attack a bundle and fail if it leaks more than allowed", "attack")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("--model", required=True, metavar="TRUTH.tflite", help="the original")
+    p.add_argument("--gates", required=True, metavar="FILE", help="TOML, such as max_filters_recovered = 0.05")
+    key(p)
+
+    p = verb("arena", "run models x schemes x attacks and write the matrix", "arena")
+    p.add_argument("--models", nargs="+", default=[], metavar="MODEL.tflite", help="none: only write the report")
+    p.add_argument(
+        "--schemes", default="shadownet:artifact,shadownet:paper", metavar="A,B", help="default: %(default)s"
+    )
+    p.add_argument("--attacks", default="all", metavar="A,B", help="default: %(default)s; STEAL: whole models only")
+    p.add_argument("--base", default="auto", metavar="auto|none|FILE", help="auto: NAME_base.tflite beside NAME_…")
+    p.add_argument("--data", metavar="D.npz", help="samples and labels: steal whole models too")
+    p.add_argument("--budgets", default="0,50,500,1%,10%", metavar="N,…", help="labels (default: 0,50,500,1%%,10%%)")
+    p.add_argument("--seeds", type=_count, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    p.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes (default: one a core)")
+    p.add_argument("--backend", default="loky", metavar="NAME", help="of joblib (default: %(default)s)")
+    p.add_argument(
+        "--out", default="results", metavar="DIR", help="a file for each cell; resumed (default: %(default)s)"
+    )
+    p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
+
     p = verb("demo", "protect a small network and watch it read digits", "demo")
     p.add_argument("-o", "--output", default="demo", metavar="DIR", help="where to write (default: %(default)s)")
     p.add_argument("--images", type=_count, default=100, metavar="N", help="digits to read (default: %(default)s)")

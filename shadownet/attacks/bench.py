@@ -1,0 +1,286 @@
+"""Attacks against one bundle, scored: what the commands attack, check and arena print. Belongs to the bench.
+
+Everything here holds the truth, so no strategy imports it. Weights first (each attack on each layer, beside random rows
+and the public model itself), then the whole model: stolen with labelled queries, beside what the same queries buy
+without the leak (black box) and the victim itself (white box).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from shadownet.attacks import registry, surrogate
+from shadownet.attacks.base import public_base
+from shadownet.attacks.network import Network, skeleton
+from shadownet.attacks.score import LayerScore, score_layer
+from shadownet.attacks.steal import RUNS, Stolen, steal
+from shadownet.attacks.truth import TrueLayer, read_truth
+from shadownet.attacks.view import AdversaryView, Crossing, Knowledge, Oracle, PublicLayer, read_transcript, read_view
+from shadownet.progress import track
+from shadownet.wire.errors import BundleError, InputError, ModelError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One attack on all layers it applies to. ``recovered`` is the share of all filters of the bundle within 5 %,
+    ``worst`` that share in the layer where most is lost; ``null`` and ``base`` the same for random rows and for the
+    public model. Scores are None without the truth; ``forms`` says per layer what the attack took the layer for."""
+
+    attack: str
+    needs: str
+    layers: int
+    recovered: float | None
+    worst: float | None
+    worst_layer: str
+    error: float | None
+    pairs: float | None
+    null: float | None
+    base: float | None
+    seconds: float
+    forms: dict[str, str]
+    scores: tuple[LayerScore, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples: the attacker's own ``queries`` [Q, ...], held-out ``x``, ``y``, and ``members`` of the training set."""
+
+    queries: Array
+    x: Array
+    y: Array
+    members: tuple[Array, Array] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Theft:
+    """A stolen model beside its bounds and controls, at one budget of labelled queries."""
+
+    queries: int
+    stolen: surrogate.Quality
+    black_box: surrogate.Quality
+    white_box: surrogate.Quality
+    null: surrogate.Quality
+    base: surrogate.Quality | None
+    pieces: tuple[dict[str, Any], ...]
+    fitted: str
+    seconds: float
+    model: bytes
+
+    @property
+    def normalised(self) -> dict[str, float]:
+        """0: as good as the same queries without the leak; 1: as good as holding the victim."""
+        return {
+            name: _between(getattr(self.stolen, name), getattr(self.black_box, name), getattr(self.white_box, name))
+            for name in ("accuracy", "fidelity", "fgsm", "pgd")
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        bounds = {k: getattr(self, k) for k in ("stolen", "black_box", "white_box", "null", "base")}
+        return {k: v.to_json() if v is not None else None for k, v in bounds.items()} | {
+            "queries": self.queries, "normalised": self.normalised, "pieces": list(self.pieces),
+            "fitted": self.fitted, "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def open_view(
+    bundle: str | os.PathLike[str], base: str | os.PathLike[str] | None = None,
+    transcript: str | os.PathLike[str] | None = None,
+) -> AdversaryView:  # fmt: skip
+    """The adversary's view, with a public model and a transcript if they are given. Raises what reading raises."""
+    view = read_view(bundle)
+    if not view.layers:
+        raise BundleError("the bundle has no outsourced layer: there is nothing to attack")
+    if base is not None:
+        rows = public_base(base, view.layers)
+        if all(one is None for one in rows):
+            raise InputError(f"no layer of {base} fits the bundle", "--base takes a model of the same architecture")
+        view = replace(view, base=rows)
+    if transcript is not None:
+        crossed = read_transcript(transcript)
+        if not {c.layer for c in crossed} & {layer.name for layer in view.layers}:
+            raise InputError(f"{transcript} is not a transcript of this bundle", "shadownet run --record DIR makes one")
+        view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
+    return view
+
+
+def open_truth(
+    bundle: str | os.PathLike[str], model: str | os.PathLike[str], key: str | os.PathLike[str] | None
+) -> tuple[TrueLayer, ...]:
+    """The truth, with the sealed half's pairs where the key is at hand. Raises ``InputError``, ``ModelError``."""
+    try:
+        return read_truth(bundle, model, key)
+    except BundleError:
+        return read_truth(bundle, model, sealed=False)
+
+
+def weigh(
+    view: AdversaryView, truth: Sequence[TrueLayer] | None, attacks: Sequence[registry.Attack], seed: int = 0
+) -> list[Outcome]:
+    """Run ``attacks`` on every layer they apply to; those that apply nowhere are left out."""
+    jobs = [(attack, layer) for attack in attacks for layer in view.layers]
+    done: dict[str, list[tuple[PublicLayer, str, LayerScore | None, float]]] = {}
+    for attack, layer in track(jobs, "attacking"):
+        start = time.perf_counter()
+        found = attack.run(view, layer)
+        seconds = time.perf_counter() - start
+        if found is not None:
+            score = None if truth is None else score_layer(found, truth[layer.index], view.prior(layer), seed)
+            done.setdefault(attack.name, []).append((layer, found.form, score, seconds))
+    total = sum(layer.filters for layer in view.layers)
+    return [_outcome(attack, done[attack.name], total) for attack in attacks if attack.name in done]
+
+
+def _outcome(
+    attack: registry.Attack, done: list[tuple[PublicLayer, str, LayerScore | None, float]], total: int
+) -> Outcome:
+    scores = tuple(score for _, _, score, _ in done if score is not None)
+    forms = {layer.name: form for layer, form, _, _ in done}
+    seconds = sum(one[3] for one in done)
+    if not scores:
+        none = (None,) * 6
+        return Outcome(attack.name, attack.needs, len(done), *none[:2], "", *none[2:], seconds, forms, ())
+    worst = max(scores, key=lambda s: s.rows.recovered)
+    pairs = [s.pairs for s in scores if s.pairs is not None]
+    bases = [s for s in scores if s.base is not None]
+    return Outcome(
+        attack.name, attack.needs, len(done),
+        recovered=sum(s.rows.recovered * s.filters for s in scores) / total,
+        worst=worst.rows.recovered, worst_layer=worst.layer,
+        error=float(np.median([s.rows.error for s in scores])),
+        pairs=float(np.mean(pairs)) if pairs else None,
+        null=max(s.null.recovered for s in scores),
+        base=max(s.base.recovered for s in bases if s.base is not None) if bases else None,
+        seconds=seconds, forms=forms, scores=scores,
+    )  # fmt: skip
+
+
+def by_layer(outcomes: Sequence[Outcome]) -> list[tuple[str, LayerScore]]:
+    """For each layer the attack that got most of it, and its score, in the bundle's order."""
+    best: dict[str, tuple[str, LayerScore]] = {}
+    for outcome in outcomes:
+        for score in outcome.scores:
+            known = best.get(score.layer)
+            mine = score.rows.recovered, -score.rows.error
+            if known is None or mine > (known[1].rows.recovered, -known[1].rows.error):
+                best[score.layer] = outcome.attack, score
+    return [best[name] for name in sorted(best)]
+
+
+def lost(outcomes: Sequence[Outcome], total: int) -> float:
+    """Share of the bundle's filters that the best attack on each layer recovers."""
+    return sum(score.rows.recovered * score.filters for _, score in by_layer(outcomes)) / max(total, 1)
+
+
+def read_data(path: str | os.PathLike[str]) -> Data:
+    """Read an ``.npz``: x_attacker, x_test, y_test (and x_owner, y_owner), or x and y, cut in two. ``InputError``."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError):
+        raise InputError(f"cannot read {path}", "--data takes an .npz with arrays x and y") from None
+    labels = {k: v.astype(np.int64).ravel() for k, v in found.items() if k.startswith("y")}
+    if {"x_attacker", "x_test", "y_test"} <= found.keys():
+        members = (found["x_owner"], labels["y_owner"]) if {"x_owner", "y_owner"} <= found.keys() else None
+        data = Data(found["x_attacker"], found["x_test"], labels["y_test"], members)
+    elif {"x", "y"} <= found.keys():
+        half = len(found["x"]) // 2
+        data = Data(found["x"][:half], found["x"][half:], labels["y"][half:])
+    else:
+        raise InputError(f"{path} has neither x and y nor x_attacker, x_test and y_test")
+    if len(data.x) != len(data.y) or not len(data.x) or not len(data.queries):
+        raise InputError(f"{path} holds no samples, or not as many labels as samples")
+    return data
+
+
+def record(
+    bundle: str | os.PathLike[str], samples: Array, key: str | os.PathLike[str] | None, runs: int = RUNS
+) -> tuple[Crossing, ...]:
+    """Run the bundle as its user would and keep what crosses. Raises what running raises."""
+    from shadownet.attacks import lab
+
+    return lab.record(bundle, samples[:runs], key)
+
+
+def theft(
+    view: AdversaryView, model: str | os.PathLike[str], data: Data, budget: int,
+    base: str | os.PathLike[str] | None = None, seed: int = 0,
+) -> Theft:  # fmt: skip
+    """Steal with ``budget`` labels and compare. Raises ``ModelError`` where the architecture cannot be refitted."""
+    victim = Network.load(model)
+    if data.x[0].size != int(np.prod(victim.input_shape)):
+        raise InputError(f"the samples do not have the model's input shape {list(victim.input_shape)}")
+    data = replace(data, x=data.x.reshape(-1, *victim.input_shape).astype(np.float32))
+    if data.members is not None:
+        data = replace(data, members=(data.members[0].reshape(-1, *victim.input_shape), data.members[1]))
+    public = Network.load(base) if base is not None else None
+    if public is not None and not _alike(public, victim):
+        raise InputError(f"{base} is of another architecture than the bundle", "stealing needs the same architecture")
+    empty = Network(skeleton(victim.content))
+    queries = data.queries[np.random.default_rng(seed).permutation(len(data.queries))]
+    start = time.perf_counter()
+    ours = replace(view, oracle=Oracle(victim.classify, budget))
+    got = steal(ours, public or empty, queries, seed)
+    seconds = time.perf_counter() - start
+    _is_not_the_victim(got, victim)
+    x = queries[: got.queries].reshape(-1, *victim.input_shape).astype(np.float32)
+    labels = victim.classify(x)
+
+    def measured(network: Network) -> surrogate.Quality:
+        return surrogate.quality(network, victim, data.x, data.y, data.members)
+
+    # The black box is the better of what such an attacker may start from: a weak bound would flatter the attack.
+    blind = [surrogate.fresh(empty, seed)] + ([] if public is None else [public.copy()])
+    for candidate in blind:
+        surrogate.train(candidate, x, labels, list(candidate.parameters), seed=seed)
+    black_box = max((measured(candidate) for candidate in blind), key=lambda quality: quality.accuracy)
+    return Theft(
+        queries=got.queries, stolen=measured(got.network), black_box=black_box, white_box=measured(victim),
+        null=measured(surrogate.fresh(empty, seed + 1)), base=None if public is None else measured(public),
+        pieces=tuple(asdict(piece) for piece in got.pieces), fitted=got.fitted, seconds=seconds,
+        model=got.network.tflite(),
+    )  # fmt: skip
+
+
+def _alike(a: Network, b: Network) -> bool:
+    shapes = [{t: v.shape for t, v in network.parameters.items()} for network in (a, b)]
+    return shapes[0] == shapes[1] and [op.kind for op in a.ops] == [op.kind for op in b.ops]
+
+
+def _is_not_the_victim(got: Stolen, victim: Network) -> None:
+    """The third control: an evaluation script that scores the victim would call every attack perfect."""
+    for t, mine in got.network.parameters.items():
+        assert not np.shares_memory(mine, victim.parameters[t]), "the object scored is the victim"
+    same = all(np.array_equal(mine, victim.parameters[t]) for t, mine in got.network.parameters.items())
+    assert not same, "the object scored is the victim"
+
+
+def _between(value: float, low: float, high: float) -> float:
+    """Where ``value`` lies from ``low`` to ``high``; 0 where these leave no room."""
+    return (value - low) / (high - low) if high - low > 1e-9 else 0.0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % confidence interval by Student's t); the width is infinite for a single value."""
+    from scipy.special import stdtrit
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("inf")
+    return mean, float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+__all__ = [
+    "Data", "ModelError", "Outcome", "Theft", "by_layer", "interval", "lost", "open_truth", "open_view", "read_data",
+    "record", "theft", "weigh",
+]  # fmt: skip

@@ -1,0 +1,120 @@
+"""Results as Markdown: the matrix of an arena, and SECURITY_RESULTS.md, own weaknesses first."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from enclave import schemes
+from shadownet.attacks import arena, registry
+from shadownet.attacks.bench import interval
+
+Cell = dict[str, Any]
+
+
+def document(cells: Sequence[Cell]) -> str:
+    """SECURITY_RESULTS.md."""
+    dates = sorted({cell["date"] for cell in cells})
+    parts = [
+        "# Security results",
+        f"Made by `shadownet arena` on {datetime.datetime.now(datetime.UTC).date().isoformat()} from runs of "
+        f"{dates[0]}{f' to {dates[-1]}' if dates[-1] != dates[0] else ''}; {arena.environment()}. Not edited by hand.",
+        "## What breaks",
+        _weaknesses(cells),
+        "## Weights",
+        "Share of all filters of a bundle recovered within 5 %, mean over fresh secrets and half width of the 95 % "
+        "interval. `random`: random rows of the same norms; `public`: the public model itself. Empty: the attack does "
+        "not apply.",
+        matrix(cells),
+        "## Whole models",
+        "Accuracy and fidelity of the stolen model; in brackets normalised from 0, the same labels without the leak, "
+        "to 1, the victim. FGSM: adversarial examples made on the stolen model that the victim gets wrong. AUC, TPR: "
+        "membership inference by confidence on the stolen model, TPR at 1 % false positives.",
+        thefts(cells),
+        "## Attacks",
+        "\n".join(f"- {a.name}: {a.what}; needs {a.needs}" for a in registry.ATTACKS.values()),
+    ]
+    failed = [f"- {c['model']}, {c['scheme']}, {c['attack']}: {c['problem']}" for c in cells if c["problem"]]
+    if failed:
+        parts += ["## Not measured", "\n".join(failed)]
+    return "\n\n".join(parts) + "\n"
+
+
+def matrix(cells: Sequence[Cell]) -> str:
+    """Markdown: a row for each model and scheme, a column for each attack."""
+    weights = [c for c in cells if c["attack"] != arena.STEAL]
+    attacks = [name for name in registry.ATTACKS if any(c["attack"] == name for c in weights)]
+    by = {(c["model"], c["scheme"], c["attack"]): c for c in weights}
+    rows = []
+    for model, scheme in sorted({(c["model"], c["scheme"]) for c in weights}):
+        mine = [by.get((model, scheme, a)) for a in attacks]
+        controls = [_largest([c for c in mine if c], name) for name in ("null", "base")]
+        rows.append([model, scheme, *(_recovered(c) for c in mine), *controls])
+    return _table(["model", "scheme", *attacks, "random", "public"], rows)
+
+
+def thefts(cells: Sequence[Cell]) -> str:
+    """Markdown: a row for each model, scheme, knowledge and budget of labels."""
+    rows = []
+    for cell in cells:
+        if cell["attack"] != arena.STEAL:
+            continue
+        for knows, budget in dict.fromkeys((r["knows"], r["budget"]) for r in cell["runs"]):
+            runs = [r for r in cell["runs"] if (r["knows"], r["budget"]) == (knows, budget)]
+            rows.append([cell["model"], cell["scheme"], knows, budget, *_theft(runs)])
+    columns = ["model", "scheme", "attacker has", "labels", "accuracy", "victim", "fidelity", "FGSM", "AUC", "TPR"]
+    return _table(columns, rows) if rows else "None measured."
+
+
+def _theft(runs: list[Cell]) -> list[str]:
+    def mean(name: str) -> str:
+        values = [r["stolen"][name] for r in runs if r["stolen"][name] is not None]
+        return _share(*interval(values)) if values else ""
+
+    def scaled(name: str) -> str:
+        return f"{mean(name)} ({interval([r['normalised'][name] for r in runs])[0]:.2f})"
+
+    victim = f"{interval([r['white_box']['accuracy'] for r in runs])[0]:.1%}"
+    return [scaled("accuracy"), victim, scaled("fidelity"), scaled("fgsm"), mean("member_auc"), mean("member_tpr")]
+
+
+def _weaknesses(cells: Sequence[Cell]) -> str:
+    """A line for each scheme, the most broken first."""
+    lines = []
+    for name in sorted({c["scheme"] for c in cells}):
+        values = [
+            (interval(found)[0], c["attack"], c["model"])
+            for c in cells
+            if c["scheme"] == name and (found := _values(c, "recovered"))
+        ]
+        worst = max(values, default=(0.0, "no attack", "any model"))
+        admitted = schemes.get(name.partition("+")[0]).leaks
+        text = f"- **{name}**: {worst[1]} recovers {worst[0]:.1%} of all filters of {worst[2]}."
+        lines.append((worst[0], "\n".join([text, *(f"  - admitted: {leak}" for leak in admitted)])))
+    return "\n".join(text for _, text in sorted(lines, key=lambda line: -line[0]))
+
+
+def _values(cell: Cell, name: str) -> list[float]:
+    if cell["attack"] == arena.STEAL:
+        return []
+    return [r[name] for r in cell["runs"] if r.get(name) is not None]
+
+
+def _recovered(cell: Cell | None) -> str:
+    found = _values(cell, "recovered") if cell else []
+    return _share(*interval(found)) if found else ""
+
+
+def _largest(cells: list[Cell], name: str) -> str:
+    found = [v for c in cells for v in _values(c, name)]
+    return f"{max(found):.1%}" if found else ""
+
+
+def _share(mean: float, half: float) -> str:
+    return f"{mean:.1%}" if half == float("inf") else f"{mean:.1%} ± {100 * half:.1f}"
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
