@@ -150,9 +150,9 @@ def _tell(result: dict[str, Any]) -> None:
     print(f"pictures     {result['picture']}")
     print(
         "\nThe accelerator got transformed weights and noisy activations; bias, scalars, order, masks and every "
-        "non-linear layer stayed in the enclave process."
+        "non-linear layer stayed in the enclave process, which checked every answer."
     )
     print(
         "Not protected: this scheme's weights fall to an attacker who looks for collinear filters, float masks average "
-        "out over repeated inputs, nothing checks the accelerator's answers, and a process is no hardware enclave."
+        "out over repeated inputs, and a process is no hardware enclave. shadownet schemes has stronger ones."
     )
