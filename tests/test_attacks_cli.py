@@ -53,7 +53,7 @@ def run(made: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 def test_attack_says_first_how_bad_it_is(made: Path, run: Run) -> None:
     out, _ = run("attack", made / "m.shadow", "--model", MODEL)
     first, *rest = out.splitlines()
-    assert re.search(r"\(shadownet:artifact\): BROKEN\. \d+\.\d% of 58 filters recovered", first)
+    assert re.search(r"\(shadownet:artifact\): BROKEN\. \d+\.\d% of 58 outsourced filters recovered", first)
     assert any("A4" in line and "public files" in line for line in rest)
     assert "layer001_fully_connected" in out
 
@@ -110,6 +110,28 @@ def test_the_leak_meter_predicts_for_a_model(run: Run) -> None:
     artifact, paper = json.loads(out)["predicted"]
     assert artifact["scheme"] == "shadownet:artifact" and artifact["lost"] > 0.9 and len(artifact["layers"]) == 3
     assert paper["lost"] < artifact["lost"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "activations", "attack"), [("slalom", None, "A0"), ("shadownet:paper", "exact", "A4")]
+)
+def test_weights_in_fixed_point_are_seen_to_leak(
+    scheme: str, activations: str | None, attack: str, made: Path, run: Run, tmp_path: Path
+) -> None:
+    """Slalom publishes its weights. Integers of another unit than the model's must not make that look safe."""
+    shadownet.convert(MODEL, tmp_path / "m.shadow", scheme=scheme, activations=activations, key=made / "device.key")
+    out, _ = run("attack", tmp_path / "m.shadow", "--model", MODEL, "--attacks", attack, "--json")
+    found = json.loads(out)
+    assert found["lost"] > 0.95 and found["attacks"][0]["null"] == 0.0
+    file = gates(tmp_path, f'max_filters_recovered = 0.5\nattacks = ["{attack}"]\n')
+    run("check", tmp_path / "m.shadow", "--model", MODEL, "--gates", file, code=1)
+
+
+def test_the_meter_knows_schemes_that_let_nothing_out_or_need_a_public_model(run: Run) -> None:
+    out, err = run("attack", MODEL, "--schemes", "tee,delta,none", "--attacks", "A0", "--json")
+    tee, none = json.loads(out)["predicted"]
+    assert tee["lost"] == 0.0 and not tee["layers"] and none["lost"] == 1.0
+    assert "delta needs a public model" in err
 
 
 # Gates.

@@ -18,7 +18,7 @@ import numpy as np
 from shadownet.attacks import registry, surrogate
 from shadownet.attacks.base import public_base
 from shadownet.attacks.network import Network, skeleton
-from shadownet.attacks.score import LayerScore, score_layer
+from shadownet.attacks.score import LayerScore, RowScore, score_layer
 from shadownet.attacks.steal import RUNS, Stolen, steal
 from shadownet.attacks.truth import TrueLayer, read_truth
 from shadownet.attacks.view import AdversaryView, Crossing, Knowledge, Oracle, PublicLayer, read_transcript, read_view
@@ -28,11 +28,16 @@ from shadownet.wire.errors import BundleError, InputError, ModelError
 Array = np.ndarray[Any, Any]
 
 
+FIXED = "fixed"  # numbers of float layers under exact activations
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One attack on all layers it applies to. ``recovered`` is the share of all filters of the bundle within 5 %,
+    """One attack on all layers it applies to. ``recovered`` is the share of all outsourced filters within 5 %,
     ``worst`` that share in the layer where most is lost; ``null`` and ``base`` the same for random rows and for the
-    public model. Scores are None without the truth; ``forms`` says per layer what the attack took the layer for."""
+    public model. In fixed-point layers the direction counts, up to a factor per filter. Scores are None without the
+    truth; ``forms`` says per layer what the attack took the layer for.
+    """
 
     attack: str
     needs: str
@@ -136,9 +141,25 @@ def weigh(
         seconds = time.perf_counter() - start
         if found is not None:
             score = None if truth is None else score_layer(found, truth[layer.index], view.prior(layer), seed)
+            score = _in_its_units(score) if score is not None and layer.numbers == FIXED else score
             done.setdefault(attack.name, []).append((layer, found.form, score, seconds))
     total = sum(layer.filters for layer in view.layers)
     return [_outcome(attack, done[attack.name], total) for attack in attacks if attack.name in done]
+
+
+def _in_its_units(score: LayerScore) -> LayerScore:
+    """Weights in fixed point are multiples of a step that each filter has for itself, so a perfect copy is far from the
+    float weights. What can be compared is the direction; the factor is one number a filter, and fitted with the bias.
+    Without this, a scheme that publishes its weights as integers would look as if it hid them.
+    """
+
+    def turned(rows: RowScore) -> RowScore:
+        return replace(rows, recovered=rows.aligned, error=rows.direction)
+
+    return replace(
+        score, rows=turned(score.rows), null=turned(score.null), deciles=(), adp=None,
+        base=None if score.base is None else turned(score.base),
+    )  # fmt: skip
 
 
 def _outcome(
@@ -178,7 +199,7 @@ def by_layer(outcomes: Sequence[Outcome]) -> list[tuple[str, LayerScore]]:
 
 
 def lost(outcomes: Sequence[Outcome], total: int) -> float:
-    """Share of the bundle's filters that the best attack on each layer recovers."""
+    """Share of the outsourced filters that the best attack on each layer recovers."""
     return sum(score.rows.recovered * score.filters for _, score in by_layer(outcomes)) / max(total, 1)
 
 

@@ -102,9 +102,8 @@ def _verdict(bundle: str, scheme: str, outcomes: list[bench.Outcome], total: int
     lost = bench.lost(outcomes, total)
     used = ", ".join(sorted({attack for attack, _ in bench.by_layer(outcomes)}))
     word = "BROKEN" if lost > 0.5 else "leaks" if lost > 0.01 else "holds against these attacks"
-    return (
-        f"{bundle} ({scheme}): {word}. {percent(lost)} of {total} filters recovered within 5 % ({used or 'no attack'})."
-    )
+    share = f"{percent(lost)} of {total} outsourced filters recovered within 5 %"
+    return f"{bundle} ({scheme}): {word}. {share} ({used or 'no attack'})."
 
 
 def _outcomes(outcomes: list[bench.Outcome]) -> None:
@@ -172,7 +171,7 @@ def _meter(args: argparse.Namespace) -> None:
     known = "with this public model" if args.base else "with no public model"
     worst = max(readings, key=lambda r: r.lost)
     print(f"{args.bundle}: predicted, {known}: between {percent(min(r.lost for r in readings))} and "
-          f"{percent(worst.lost)} of the filters would be recovered ({worst.scheme}).")  # fmt: skip
+          f"{percent(worst.lost)} of the filters that go out would be recovered ({worst.scheme}).")  # fmt: skip
     _readings(readings)
 
 
@@ -180,5 +179,5 @@ def _readings(readings: list[meter.Reading]) -> None:
     names = sorted({score.layer for r in readings for _, score in r.layers})
     found = [{score.layer: f"{percent(score.rows.recovered)} {attack}" for attack, score in r.layers} for r in readings]
     rows = [[name, *(cells.get(name, "nothing") for cells in found)] for name in names]
-    rows.append(["all filters", *(percent(r.lost) for r in readings)])
+    rows.append(["of all that goes out", *(percent(r.lost) for r in readings)])
     table(["layer", *(r.scheme for r in readings)], rows, "predicted share of filters recovered, and by which attack")
