@@ -629,7 +629,7 @@ def test_schemes(cli: Cli) -> None:
     text = cli("schemes").out
     assert "shadownet:paper" in text and "shadownet:artifact" in text
     for scheme in json.loads(cli("schemes", "--json").out):
-        assert scheme["protects"] and scheme["leaks"]
+        assert scheme["weights"] and scheme["activations"] and scheme["leaks"]
 
 
 def test_doctor(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

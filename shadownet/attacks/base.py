@@ -16,19 +16,30 @@ Array = np.ndarray[Any, Any]
 __all__ = ["ModelLayer", "align", "model_layers", "public_base"]
 
 
-def align(layers: Sequence[PublicLayer], model: Sequence[ModelLayer]) -> tuple[Array | None, ...]:
+def align(layers: Sequence[PublicLayer], model: Sequence[ModelLayer], bits: int = 12) -> tuple[Array | None, ...]:
     """For each outsourced layer the rows of the same layer in a public model, or None.
 
-    Integer layers get the public model's integers where it has some, float ones its real weights.
+    Integer layers get the public model's integers where it has some, float ones its real weights, fixed-point ones
+    those in steps of ``bits`` bits per filter, as the scheme is known to take them.
     """
     forms = [(layer.op_id, (layer.depthwise, (layer.groups, layer.per_group, layer.depth))) for layer in layers]
     found = zip(layers, match(forms, model), strict=True)
-    return tuple(
-        None if other is None else other.rows if layer.numbers != "float" else other.rows * other.scale
-        for layer, other in found
-    )
+    return tuple(None if other is None else _in_units(other, layer.numbers, bits) for layer, other in found)
 
 
-def public_base(model: str | os.PathLike[str], layers: Sequence[PublicLayer]) -> tuple[Array | None, ...]:
+def _in_units(other: ModelLayer, numbers: str, bits: int) -> Array:
+    """A public layer's rows in the units of a layer with these numbers."""
+    if numbers in ("integer", "hybrid"):
+        return other.rows
+    real = other.rows * other.scale
+    if numbers == "float":
+        return real
+    largest = np.abs(real).max(axis=-1, keepdims=True)
+    return real / np.where(largest > 0, largest, 1.0) * ((1 << (bits - 1)) - 1)
+
+
+def public_base(
+    model: str | os.PathLike[str], layers: Sequence[PublicLayer], bits: int = 12
+) -> tuple[Array | None, ...]:
     """:func:`align` for a file. Raises ``ModelError``."""
-    return align(layers, model_layers(model))
+    return align(layers, model_layers(model), bits)

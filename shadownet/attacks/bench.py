@@ -107,7 +107,8 @@ def open_view(
     if not view.layers:
         raise BundleError("the bundle has no outsourced layer: there is nothing to attack")
     if base is not None:
-        rows = public_base(base, view.layers)
+        bits = str(view.parameters.get("bits") or "12/12").split("/")[0]
+        rows = public_base(base, view.layers, int(bits))
         if all(one is None for one in rows):
             raise InputError(f"no layer of {base} fits the bundle", "--base takes a model of the same architecture")
         view = replace(view, base=rows)
