@@ -19,6 +19,7 @@ import numpy as np
 
 from enclave import container, sealing
 from enclave.executor import Executor
+from enclave.freshness import Counters
 from enclave.hardening import drop_privileges, limit_memory, resident_bytes
 from enclave.keys import load
 from enclave.link import PHASES, Accelerator
@@ -48,7 +49,10 @@ class Worker:
         if request["enclave_memory"]:
             limit_memory(int(request["enclave_memory"]))
         bundle = Path(request["bundle"])
-        header, plaintext = sealing.unseal(bundle, load(Path(request["key"])))
+        key = Path(request["key"])
+        secret = load(key)
+        header, plaintext = sealing.unseal(bundle, secret)
+        Counters(key, secret).admit(header.lineage, header.serial)
         program, blobs = container.unpack(plaintext)
         link = None
         if self._accelerator is not None:

@@ -4,15 +4,16 @@ For secret vectors s, drawn from the CSPRNG when the enclave starts, an answer Y
 s Y = (s W) X, where W are the public weights; s W is made once, and (s W) X is the layer with one filter per vector.
 The check is made on what crosses, before anything is restored or unmasked.
 
-*Integer layers* are checked exactly, modulo the prime Q: an error vector of integers below Q in magnitude survives
-one vector with chance 1/Q, both with 1/Q^2 < 2^-51.
+*Integer layers* are checked exactly, modulo the prime Q: answers are refused unless they are integers below 2^24, and
+an error vector of integers below Q in magnitude survives one vector with chance 1/Q, both with 1/Q^2 < 2^-51.
 
 *Float layers* have two continuous vectors (magnitude in [1/2, 1], random sign) and a tolerance. The accelerator's
 rounding errs by about u sqrt(D) |w| |x| at worst for one output with D terms (each partial sum of D like-signed
 terms errs by u times its size), so s Y errs by u sqrt(D) sqrt(sum s_m^2 |w_m|^2) |x|. ``KAPPA`` times that is accepted,
 with |x| at most sqrt(taps) times the largest norm of an input position: about sixteen deviations for like-signed
-terms, hundreds for others. An attacker may move an answer by as much
-unnoticed: that is not promised to be caught.
+terms, hundreds for others. An attacker may move an answer by as much unnoticed; docs/integrity.md has the chances.
+Vectors are scaled by a power of two so that s Y is no larger than the largest answer: sums overflow no earlier than
+answers do. Numbers near the smallest floats lose up to ``TINY`` in each operation, which is allowed besides.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from enclave import limbs
 from enclave.native import CHECK, GEOMETRY, address
 from enclave.rng import Rng
 from shadownet.wire.errors import BundleError
@@ -35,6 +37,7 @@ Q = 67_108_859  # the largest prime below 2^26
 VECTORS = 2
 KAPPA = 4.0
 UNIT = 2.0**-24
+TINY = 2.0**-126
 _CHUNK = 512  # filters folded at a time, so that no sum leaves int64
 
 
@@ -143,13 +146,14 @@ class Checker:
             self.filters = _centred(self._fold(np.rint(weights).astype(np.int64)))
         else:
             magnitude = rng.uniform(0.5, 1.0, (VECTORS, slots)) * rng.signs(VECTORS * slots).reshape(VECTORS, slots)
-            self.vectors = magnitude.astype(np.float32)
+            self.vectors = (magnitude * 0.5 ** math.ceil(math.log2(slots))).astype(np.float32)
             self.filters = self._fold(weights.astype(np.float64)).astype(np.float32)
             norms = np.square(weights, dtype=np.float64).sum(axis=(0, 1, 2))
             size = math.sqrt(float((np.square(self.vectors, dtype=np.float64) * norms).sum(axis=1).max()))
             taps = math.prod(self.filters.shape[1:3])
             terms = taps * self.filters.shape[3] + slots
             self.tolerance = KAPPA * UNIT * math.sqrt(terms * taps) * size  # in units of a position's norm
+            self.least = 4 * terms * TINY
 
     def _fold(self, weights: Array) -> Array:
         """s W: [v, kh, kw, channels]. Each group's filters see its own channels only."""
@@ -169,14 +173,22 @@ class Checker:
         """Whether an answer (a private copy) belongs to what was sent."""
         rows = answer.reshape(-1, answer.shape[-1])
         if self.exact:
+            if not (np.abs(rows).max(initial=0) < limbs.LIMIT and (np.rint(rows) == rows).all()):
+                return False
             vectors = _centred(self.vectors).astype(np.float64)
             left = _modular(lambda part: vectors @ part.T, rows)
             return bool((left == _modular(lambda part: geometry.apply(part, self.filters), sent)).all())
         wide = sent.astype(np.float64)
         left = self.vectors.astype(np.float64) @ rows.T.astype(np.float64)
-        off = np.abs(left - geometry.apply(wide, self.filters))
-        norm = np.square(wide.reshape(-1, self.filters.shape[-1])).sum(axis=1).max(initial=0)
-        return bool((off <= self.tolerance * math.sqrt(norm)).all())
+        with np.errstate(over="ignore", invalid="ignore"):
+            off = np.abs(left - geometry.apply(wide, self.filters))
+            allowed = self.allowed(wide)
+            return bool(np.isfinite(allowed) and (off <= allowed).all())
+
+    def allowed(self, sent: Array) -> float:
+        """By how much s Y may be off, for float layers."""
+        positions = sent.astype(np.float64).reshape(-1, self.filters.shape[-1])
+        return self.tolerance * math.sqrt(np.square(positions).sum(axis=1).max(initial=0)) + self.least
 
     def native(self, geometry: Geometry, kept: Array) -> NativeCheck:
         """The same check for the C loop; ``kept`` is where it finds what was sent."""
@@ -195,7 +207,7 @@ class NativeCheck:
             self.record[name] = value
         for name, array in zip(("vectors", "filters", "input", "expected", "sums"), self._keep, strict=True):
             self.record[name] = address(array)
-        self.record["tolerance"] = checker.tolerance
+        self.record["tolerance"], self.record["least"] = checker.tolerance, checker.least
         self.record["active"] = 1
 
 

@@ -14,9 +14,10 @@ from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.Protocol.KDF import HKDF
 
+from enclave.freshness import MAX_SERIAL
 from shadownet.wire.errors import BundleError
 
-MAGIC, VERSION = b"SHADOWNT", 1
+MAGIC, VERSION = b"SHADOWNT", 2
 CHUNK = 16 << 20
 MAX_HEADER, MAX_SIZE = 4096, 1 << 34
 _FIXED = struct.Struct("<8sHH")
@@ -28,7 +29,10 @@ REFUSED = "the bundle cannot be opened: the key is not the one it was sealed for
 
 @dataclass(frozen=True)
 class Header:
-    """The authenticated header. ``manifest`` and ``accelerator`` are SHA-256 in hex."""
+    """The authenticated header. ``manifest`` and ``accelerator`` are SHA-256 in hex.
+
+    ``lineage`` is the same for all versions of a bundle, ``serial`` counts them; see ``enclave.freshness``.
+    """
 
     bundle: str
     manifest: str
@@ -36,6 +40,8 @@ class Header:
     salt: str
     chunk: int
     size: int
+    lineage: str
+    serial: int
 
     def encode(self) -> bytes:
         body = json.dumps(vars(self), sort_keys=True, separators=(",", ":")).encode()
@@ -48,15 +54,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(path: Path, plaintext: bytes | bytearray, device_key: bytes, bundle: str, public: Path) -> None:
-    """Write ``plaintext`` to ``path``, bound to the public files in the directory ``public``.
+def seal(
+    path: Path, plaintext: bytes | bytearray, device_key: bytes, bundle: str, public: Path,
+    version: tuple[str, int],
+) -> None:  # fmt: skip
+    """Write ``plaintext`` to ``path``, bound to the public files in the directory ``public``, as ``version``
+    (lineage, serial).
 
     Raises ``OSError`` if the file cannot be written; the caller removes what is there then.
     """
     accelerator = public / ACCELERATOR
     header = Header(
         bundle, file_sha256(public / MANIFEST), file_sha256(accelerator) if accelerator.exists() else None,
-        os.urandom(32).hex(), CHUNK, len(plaintext),
+        os.urandom(32).hex(), CHUNK, len(plaintext), *version,
     )  # fmt: skip
     aad, key = header.encode(), _derive(device_key, header.salt)
     view = memoryview(plaintext)
@@ -124,11 +134,12 @@ def _parse_header(body: bytes) -> Header:
     try:
         record: Any = json.loads(body)
         header = Header(**record)
-        hexes = [(header.bundle, 32), (header.manifest, 64), (header.salt, 64)]
+        hexes = [(header.bundle, 32), (header.manifest, 64), (header.salt, 64), (header.lineage, 32)]
         hexes += [(header.accelerator, 64)] if header.accelerator is not None else []
         sound = all(isinstance(h, str) and len(h) == n and bytes.fromhex(h) for h, n in hexes)
         sound = sound and type(header.chunk) is int and 1 << 16 <= header.chunk <= 1 << 26
         sound = sound and type(header.size) is int and 1 <= header.size <= MAX_SIZE
+        sound = sound and type(header.serial) is int and 0 <= header.serial <= MAX_SERIAL
     except (ValueError, TypeError, RecursionError):
         sound = False
     if not sound:

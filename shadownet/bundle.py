@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from enclave import container, keys, sealing
+from enclave.freshness import TRIAL, Counters
 from shadownet.progress import note
 from shadownet.wire.errors import BundleError, InputError
-from shadownet.wire.manifest import read_manifest
+from shadownet.wire.manifest import VERSION, read_manifest
 from shadownet.wire.paths import resolve_key
 
-FORMAT, VERSION = "shadownet-bundle", 1
+FORMAT = "shadownet-bundle"
 
 
 def ensure_key(key: str | os.PathLike[str] | None) -> Path:
@@ -84,7 +85,7 @@ def write(
     directory: Path, manifest: dict[str, Any], accelerator: bytes, program: dict[str, Any], blobs: dict[str, Any],
     device_key: bytes,
 ) -> None:  # fmt: skip
-    """Write the three files of a bundle into an empty directory, bound to each other."""
+    """Write the three files of a bundle into an empty directory, bound to each other; on trial until :func:`stamp`."""
     bundle = secrets.token_hex(16)
     public = None
     if accelerator:
@@ -93,13 +94,35 @@ def write(
         public = {"file": path.name, "bytes": len(accelerator), "sha256": sealing.file_sha256(path)}
     record = {"format": FORMAT, "version": VERSION, "bundle": bundle, "accelerator": public, **manifest}
     (directory / sealing.MANIFEST).write_text(json.dumps(record, indent=1) + "\n")
-    sealing.seal(directory / sealing.SEALED, container.pack(program, blobs), device_key, bundle, directory)
+    version = secrets.token_hex(16), TRIAL
+    sealing.seal(directory / sealing.SEALED, container.pack(program, blobs), device_key, bundle, directory, version)
+
+
+def next_version(target: Path, key: Path) -> tuple[str, int]:
+    """(lineage, serial) of a bundle that takes the place of ``target``: the next of its versions if the key opens it.
+
+    Next after those that this device has opened, too, in case ``target`` came back from a backup. Raises
+    ``BundleError``.
+    """
+    device_key = keys.load(key)
+    try:
+        header, _ = sealing.unseal(target, device_key)
+    except BundleError:  # none is there, or another device's
+        return secrets.token_hex(16), TRIAL + 1
+    return header.lineage, max(header.serial, Counters(key, device_key).seen(header.lineage)) + 1
+
+
+def stamp(directory: Path, device_key: bytes, version: tuple[str, int]) -> None:
+    """Make a bundle on trial the given version."""
+    header, plaintext = sealing.unseal(directory, device_key)
+    (directory / sealing.SEALED).unlink()
+    sealing.seal(directory / sealing.SEALED, plaintext, device_key, header.bundle, directory, version)
 
 
 def reseal(
     source: str | os.PathLike[str], target: str | os.PathLike[str], key: Path, for_key: Path, overwrite: bool
 ) -> None:
-    """Copy a bundle for another device: same public half, sealed half under the other device's key."""
+    """Copy a bundle for another device: same public half and version, sealed half under the other device's key."""
     source, target = Path(source), Path(target)
     read_manifest(source)
     header, plaintext = sealing.unseal(source, keys.load(key))
@@ -110,6 +133,7 @@ def reseal(
         for name in (sealing.MANIFEST, sealing.ACCELERATOR):
             if (source / name).exists():
                 shutil.copyfile(source / name, work / name)
-        sealing.seal(work / sealing.SEALED, plaintext, other, header.bundle, work)
+        version = header.lineage, header.serial
+        sealing.seal(work / sealing.SEALED, plaintext, other, header.bundle, work, version)
         if sealing.file_sha256(work / sealing.MANIFEST) != header.manifest:
             raise BundleError(sealing.REFUSED)

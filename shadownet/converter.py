@@ -97,7 +97,7 @@ def convert(
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
     with bundle.new_directory(target, overwrite) as work, Reference(os.fspath(model), graph) as reference:
-        work_on = _Conversion(graph, content, options, reference, key_path, calibration)
+        work_on = _Conversion(graph, content, options, reference, key_path, calibration, target)
         lowered, verdict = work_on.run(work)
     return _summary(target, options.scheme.name, work_on, lowered, verdict, time.perf_counter() - start)
 
@@ -157,10 +157,11 @@ class _Conversion:
     """One conversion: partition, self-test, lower, write, try; what fails to be precise stays in the enclave."""
 
     def __init__(
-        self, graph: Graph, content: bytes, options: Options, reference: Reference, key: Path, calibration: Any
-    ) -> None:
+        self, graph: Graph, content: bytes, options: Options, reference: Reference, key: Path, calibration: Any,
+        target: Path,
+    ) -> None:  # fmt: skip
         self._graph, self._content, self._options = graph, content, options
-        self._reference, self._key = reference, key
+        self._reference, self._key, self._target = reference, key, target
         self._device_key = keys.load(key)
         self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
         self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
@@ -175,7 +176,7 @@ class _Conversion:
         lowered, verdict = self._attempt(work)
         for kinds in (*AMPLIFIERS, ()):
             if verdict.ok:
-                return lowered, verdict
+                break
             if self._refuse_before(kinds):
                 note(f"{verdict.why}: keeping the layers before {', '.join(kinds) or 'every op'} in the enclave")
                 lowered, verdict = self._attempt(work)
@@ -184,6 +185,7 @@ class _Conversion:
                 f"the converted model does not compute what the original does: {verdict.why}",
                 "try inputs like the real ones with --calibration X.npy",
             )
+        bundle.stamp(work, self._device_key, bundle.next_version(self._target, self._key))
         return lowered, verdict
 
     def _partition(self) -> dict[int, Partition]:

@@ -26,6 +26,7 @@ from shadownet.wire.errors import BundleError, InputError
 
 Array = np.ndarray[Any, Any]
 KEY, ID = bytes(range(32)), "0123456789abcdef" * 2
+VERSION = "fedcba9876543210" * 2, 7  # lineage and serial
 FILES = ("manifest.json", "accelerator.tflite", "enclave.sealed")
 
 
@@ -51,10 +52,10 @@ def read_sealed(directory: Path, device_key: bytes) -> tuple[dict[str, Any], byt
     """Open a bundle as FORMAT.md says: (header, plaintext). Fails by assertion or ``ValueError``."""
     data = (directory / "enclave.sealed").read_bytes()
     magic, version, length = struct.unpack_from("<8sHH", data)
-    assert magic == b"SHADOWNT" and version == 1 and 1 <= length <= 4096
+    assert magic == b"SHADOWNT" and version == 2 and 1 <= length <= 4096
     associated, body = data[: 12 + length], data[12 + length :]
     header = json.loads(associated[12:].decode("utf-8"))
-    assert set(header) == {"bundle", "manifest", "accelerator", "salt", "chunk", "size"}
+    assert set(header) == {"bundle", "manifest", "accelerator", "salt", "chunk", "size", "lineage", "serial"}
     assert 65536 <= header["chunk"] <= 67108864 and 1 <= header["size"] <= 2**34
     key = hkdf_sha256(device_key, bytes.fromhex(header["salt"]), b"shadownet/seal/v1", 32)
     plaintext, number = b"", 0
@@ -98,7 +99,7 @@ def make_bundle(directory: Path, plaintext: bytes, key: bytes = KEY, name: str =
     (directory / "manifest.json").write_bytes(b'{"format": "shadownet-bundle"}')
     if public:
         (directory / "accelerator.tflite").write_bytes(public)
-    sealing.seal(directory / "enclave.sealed", plaintext, key, name, directory)
+    sealing.seal(directory / "enclave.sealed", plaintext, key, name, directory, VERSION)
     return directory
 
 
@@ -169,7 +170,7 @@ def test_the_second_implementation_reads_a_converted_model(real: Path, device_ke
     assert bytes(blobs["trusted"][4:8]) == b"TFL3"
     manifest = json.loads((real / "manifest.json").read_text())
     assert manifest["bundle"] == header["bundle"] and len(manifest["layers"]) == len(program["layers"]) > 0
-    assert (manifest["format"], manifest["version"]) == ("shadownet-bundle", 1)
+    assert (manifest["format"], manifest["version"]) == ("shadownet-bundle", 2)
     public = manifest["accelerator"]
     assert public["sha256"] == header["accelerator"] and public["bytes"] == (real / public["file"]).stat().st_size
     assert sorted(os.listdir(real)) == sorted(FILES)
@@ -178,17 +179,18 @@ def test_the_second_implementation_reads_a_converted_model(real: Path, device_ke
 GOLDEN_HEADER = (
     b'{"accelerator":"9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4",'
     b'"bundle":"0123456789abcdef0123456789abcdef","chunk":16777216,'
+    b'"lineage":"fedcba9876543210fedcba9876543210",'
     b'"manifest":"66b25cee0f0960b39f480872b22a7b26fe92af5f4c50455110f937a274a0b246",'
-    b'"salt":"6465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f80818283","size":24}'
+    b'"salt":"6465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f80818283","serial":7,"size":24}'
 )
-GOLDEN_CHUNK = "390b56f2685f0430cb5ad6df70274f49a1279f43c467f7c4842c0e8c0853a210a0bed409f69d5065"
+GOLDEN_CHUNK = "390b56f2685f0430cb5ad6df70274f49a1279f43c467f7c4a969e54cbf50ada1528d1f948b536682"
 
 
 def test_golden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed key, salt, id and files give these bytes for ever, or the version number has to change."""
     monkeypatch.setattr(os, "urandom", lambda size: bytes(range(100, 100 + size)))
     directory = make_bundle(tmp_path / "golden", b"the plan and the secrets")
-    sealed = b"SHADOWNT" + b"\x01\x00" + b"\x31\x01" + GOLDEN_HEADER + bytes.fromhex(GOLDEN_CHUNK)
+    sealed = b"SHADOWNT" + b"\x02\x00" + b"\x69\x01" + GOLDEN_HEADER + bytes.fromhex(GOLDEN_CHUNK)
     assert (directory / "enclave.sealed").read_bytes() == sealed
     assert bytes(sealing.unseal(directory, KEY)[1]) == read_sealed(directory, KEY)[1] == b"the plan and the secrets"
 
@@ -331,7 +333,7 @@ def test_dropping_chunks_and_the_size_to_match_is_noticed(kept: int, chunked: Pa
     record = json.loads(head[12:])
     record["size"] = kept * 65536
     body = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-    head = struct.pack("<8sHH", b"SHADOWNT", 1, len(body)) + body
+    head = struct.pack("<8sHH", b"SHADOWNT", 2, len(body)) + body
     (chunked / "enclave.sealed").write_bytes(head + b"".join(chunks[:kept]))
     assert refused(chunked) == sealing.REFUSED
 
@@ -363,13 +365,13 @@ def test_halves_of_two_bundles_do_not_mix(name: str, tmp_path: Path) -> None:
     two = make_bundle(tmp_path / "two", b"secrets 2", name=ID[::-1], public=b"weights 2")
     (two / "manifest.json").write_bytes(b'{"format": "shadownet-bundle", "other": 1}')
     (two / "enclave.sealed").unlink()
-    sealing.seal(two / "enclave.sealed", b"secrets 2", KEY, ID[::-1], two)
+    sealing.seal(two / "enclave.sealed", b"secrets 2", KEY, ID[::-1], two, VERSION)
     assert bytes(sealing.unseal(two, KEY)[1]) == b"secrets 2"
     shutil.copyfile(two / name, one / name)
     assert refused(one) == sealing.REFUSED
 
 
-@pytest.mark.parametrize("version", [0, 2, 3, 255, 65535])
+@pytest.mark.parametrize("version", [0, 1, 3, 255, 65535])
 def test_another_version_is_refused_by_its_number(version: int, made: Path) -> None:
     data = bytearray((made / "enclave.sealed").read_bytes())
     struct.pack_into("<H", data, 8, version)
@@ -377,7 +379,7 @@ def test_another_version_is_refused_by_its_number(version: int, made: Path) -> N
     assert f"version {version}," in refused(made)
 
 
-@pytest.mark.parametrize("version", [0, 2, "x", None])
+@pytest.mark.parametrize("version", [0, 1, "x", None])
 def test_a_manifest_of_another_version_is_refused_by_its_number(version: Any, real: Path) -> None:
     record = json.loads((real / "manifest.json").read_text())
     (real / "manifest.json").write_text(json.dumps(record | {"version": version}))
@@ -392,7 +394,7 @@ MANIFESTS = {
     "deeply nested": b"[" * 100_000,
     "another format": b'{"format": "zip"}',
     "not UTF-8": b"\xff\xff",
-    "no layers": b'{"format": "shadownet-bundle", "version": 1, "options": {}}',
+    "no layers": b'{"format": "shadownet-bundle", "version": 2, "options": {}}',
 }
 
 
@@ -426,6 +428,11 @@ BAD_HEADERS: dict[str, Any] = {
     "size of 16 GiB": {"size": 1 << 34},
     "size above the bound": {"size": (1 << 34) + 1},
     "size infinite": b'{"size": Infinity}',
+    "lineage no hex": {"lineage": "x" * 32},
+    "serial negative": {"serial": -1},
+    "serial no integer": {"serial": 1.0},
+    "serial is true": {"serial": True},
+    "serial above the bound": {"serial": (1 << 53) + 1},
     "size of 3,000 digits": b'{"size": ' + b"9" * 3000 + b"}",
 }
 
@@ -437,7 +444,7 @@ def test_a_header_that_is_none_is_refused_before_anything_is_allocated(name: str
     if isinstance(body, dict):
         record = json.loads(head[12 : header_size(made)])
         body = json.dumps((record | body) if body else {}).encode()
-    (made / "enclave.sealed").write_bytes(struct.pack("<8sHH", b"SHADOWNT", 1, len(body)) + body + rest)
+    (made / "enclave.sealed").write_bytes(struct.pack("<8sHH", b"SHADOWNT", 2, len(body)) + body + rest)
     assert refused(made) == sealing.REFUSED
 
 
@@ -451,7 +458,7 @@ def test_a_header_length_out_of_bounds_is_refused(length: int, made: Path) -> No
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_no_sealed_file(made: Path, content: bytes) -> None:
-    for start in (b"", b"SHADOWNT", struct.pack("<8sHH", b"SHADOWNT", 1, len(content))):
+    for start in (b"", b"SHADOWNT", struct.pack("<8sHH", b"SHADOWNT", 2, len(content))):
         (made / "enclave.sealed").write_bytes(start + content)
         refused(made)
 
@@ -724,7 +731,7 @@ def test_resealing_onto_itself_or_onto_something_is_refused(
 def test_a_sealed_file_is_private_and_never_overwrites(made: Path) -> None:
     assert (made / "enclave.sealed").stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
-        sealing.seal(made / "enclave.sealed", b"other", KEY, ID, made)
+        sealing.seal(made / "enclave.sealed", b"other", KEY, ID, made, VERSION)
     assert bytes(sealing.unseal(made, KEY)[1]) == b"the plan and the secrets"
 
 

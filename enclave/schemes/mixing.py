@@ -6,7 +6,8 @@ first g rows of A's inverse. Input channels are sent in a secret order.
 
 *Conditioning.* A = U diag(s) V with U, V uniform orthogonal (QR of Gaussians) and s uniform in [1, 2]: its condition
 number is at most 2, so restoring amplifies the accelerator's rounding at most so much. Where results must be exact
-(8-bit models), A is a product of unit triangular matrices with entries in {-1, 0, 1}, whose inverse is integer.
+(8-bit models), A is a product of unit triangular matrices with entries in {-1, 0, 1}, whose inverse is integer; about
+``_TERMS`` entries of a row are not 0, since the inverses of full ones grow exponentially with their size.
 
 What mixing cannot hide: the row space of each group (A6, A7 with a public relative); integer rows span a lattice
 whose shortest vectors are the filters (so 8-bit models are not hidden at all from lattice reduction).
@@ -26,6 +27,7 @@ from shadownet.wire.errors import InputError
 
 MAX_GROUP = 256
 _COEFFICIENT = 1 << 10  # of an integer inverse, so that restoring stays exact
+_TERMS = 6
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Mixing(Plain):
         """One group of the layer: (public rows [M, d], its part of the restoring map)."""
         n, d = rows.shape
         dealt = rng.permutation(n)
-        groups = [dealt[at : at + self.group] for at in range(0, n, self.group)]
+        groups = np.array_split(dealt, -(-n // self.group))  # of even sizes: a filter left alone would not be mixed
         extra = max(1, math.ceil(round(ratio * self.group, 6)) - self.group) if self.masked else 0
         sizes = [len(group) + extra for group in groups]
         total, terms = sum(sizes), max(sizes)
@@ -111,13 +113,17 @@ def _dense(size: int, rng: Rng) -> tuple[Array, Array]:
 
 def _unimodular(size: int, rng: Rng) -> tuple[Array, Array]:
     """A secret integer matrix of determinant 1 or -1, and its integer inverse with entries that stay small."""
+
+    def some() -> Array:
+        return rng.signs(size * size).reshape(size, size) * (rng.uniform(0, size, (size, size)) < min(_TERMS, size / 1.5))
+
     while True:
         signs = np.diag(rng.signs(size))
-        lower = np.tril(rng.integers(-1, 2, (size, size)), -1) + np.eye(size)
-        upper = np.triu(rng.integers(-1, 2, (size, size)), 1) + np.eye(size)
+        lower, upper = np.tril(some(), -1) + np.eye(size), np.triu(some(), 1) + np.eye(size)
         matrix = signs @ lower @ upper
         inverse = np.rint(np.linalg.inv(matrix))
-        if np.abs(inverse).max() <= _COEFFICIENT and np.array_equal(matrix @ inverse, np.eye(size)):
+        small, right = np.abs(inverse).max() <= _COEFFICIENT, np.array_equal(matrix @ inverse, np.eye(size))
+        if small and right and (np.count_nonzero(matrix, axis=1) >= min(2, size)).all():  # no filter goes out bare
             return matrix, inverse
 
 

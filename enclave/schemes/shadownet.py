@@ -33,8 +33,6 @@ from enclave.schemes.base import (
 
 _LINE, _WIDE = 16, 128  # rows of answers of wide layers start on cache lines
 
-_LINE, _WIDE = 16, 128  # rows of answers of wide layers start on cache lines
-
 LEAKS = (
     "weights: mask filters are public and collinear with what they hide; no prior needed (A4)",
     "weights: a public relative of the model gives permutation, masks and scalars (A3)",

@@ -9,6 +9,7 @@ from typing import Any
 from shadownet.wire.errors import BundleError
 
 MAX_MANIFEST = 16 << 20
+VERSION = 2
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
@@ -27,9 +28,9 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict) or record.get("format") != "shadownet-bundle":
         raise BundleError(f"{path} is damaged or no manifest")
-    if record.get("version") != 1:
+    if record.get("version") != VERSION:
         raise BundleError(
-            f"the bundle has format version {str(record.get('version'))[:20]}, this program reads version 1",
+            f"the bundle has format version {str(record.get('version'))[:20]}, this program reads version {VERSION}",
             "convert the model again",
         )
     if not isinstance(record.get("layers"), list) or not isinstance(record.get("options"), dict):
