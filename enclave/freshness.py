@@ -77,7 +77,7 @@ class Counters:
         except FileNotFoundError:
             return {}
         try:
-            record = json.loads(body) if len(body) <= _MAX_BYTES else None
+            record: Any = json.loads(body) if len(body) <= _MAX_BYTES else None
             counters = record["counters"]
             if hmac.compare_digest(self._mac(counters), record["mac"]):
                 return {str(lineage): int(serial) for lineage, serial in counters.items()}

@@ -115,7 +115,8 @@ def _unimodular(size: int, rng: Rng) -> tuple[Array, Array]:
     """A secret integer matrix of determinant 1 or -1, and its integer inverse with entries that stay small."""
 
     def some() -> Array:
-        return rng.signs(size * size).reshape(size, size) * (rng.uniform(0, size, (size, size)) < min(_TERMS, size / 1.5))
+        chosen = rng.uniform(0, size, (size, size)) < min(_TERMS, size / 1.5)
+        return rng.signs(size * size).reshape(size, size) * chosen
 
     while True:
         signs = np.diag(rng.signs(size))

@@ -24,18 +24,19 @@ ROUNDS = 8
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
-    """None without a public model, or where rows were added or are depthwise. ``group`` may be told by the scheme."""
+    """None without a public model, or where rows are depthwise or groups uneven. ``group`` may be told by the scheme;
+    rows that were added are mask filters, as many in each group."""
     prior = view.prior(layer)
-    if prior is None or layer.depthwise or prior.shape != layer.rows.shape or layer.groups > 1:
+    if prior is None or layer.depthwise or layer.groups > 1 or prior.shape[1:] != (layer.per_group, layer.depth):
         return None
-    told = view.parameters.get("group")
-    sizes = [int(told)] if told else [g for g in SIZES if layer.per_group % g == 0]
-    if not sizes or layer.per_group % sizes[0]:
+    counts = group_counts(view, layer)
+    if not counts:
         return None
     base, k = prior[0], layer.geometry.kernel[0] * layer.geometry.kernel[1]
     trials = []
-    for rows, name in _orders(layer.rows[0], base, k):
-        for g in sizes:
+    for rows, name in channel_orders(layer.rows[0], base, k):
+        for count in counts:
+            g = len(rows) // count
             filters, explained = project(rows, base, g)
             # g of d dimensions explain g / d of anything: larger groups must earn it.
             trials.append((explained - g / layer.depth, filters, f"groups of {g}{name}"))
@@ -43,7 +44,16 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
     return Recovery(best[1][None], ordered=True, doubt=1.0 - best[0], form=best[2])
 
 
-def _orders(rows: Array, base: Array, k: int) -> list[tuple[Array, str]]:
+def group_counts(view: AdversaryView, layer: PublicLayer) -> list[int]:
+    """How many groups of equal size a layer may have: the scheme's own, or those of the usual sizes."""
+    n, told = layer.per_group, view.parameters.get("group")
+    if told is None:
+        return [n // g for g in SIZES if n % g == 0] if layer.slots == n else []
+    count = -(-n // int(told))  # filters are dealt evenly
+    return [count] if n % count == 0 and layer.slots % count == 0 else []
+
+
+def channel_orders(rows: Array, base: Array, k: int) -> list[tuple[Array, str]]:
     """The rows as they are, and with input channels put back in the base's order if the projector tells it."""
     out = [(rows, "")]
     if len(rows) < rows.shape[1] and rows.shape[1] > k:
@@ -85,9 +95,10 @@ def _project(rows: Array, base: Array, groups: Array) -> tuple[Array, float]:
     spaces = np.linalg.svd(rows[groups], full_matrices=False)[2]  # [groups, g, d]
     inside = np.einsum("gid,nd->ngi", spaces, base, optimize=True)
     energy = np.square(inside).sum(axis=2) / np.maximum(np.square(base).sum(axis=1, keepdims=True), TINY)
-    p, seat = assign(np.repeat(energy, groups.shape[1], axis=1))
+    seats = len(base) // len(groups)  # of filters; with mask filters a group has more rows than that
+    p, seat = assign(np.repeat(energy, seats, axis=1))
     home = np.empty(len(base), np.int64)
-    home[p] = seat // groups.shape[1]
+    home[p] = seat // seats
     filters = np.einsum("ni,nid->nd", inside[np.arange(len(base)), home], spaces[home])
     explained = float(np.square(filters).sum() / max(float(np.square(base).sum()), TINY))
     return filters, explained

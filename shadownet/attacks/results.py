@@ -6,6 +6,8 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from enclave import schemes
 from shadownet.attacks import arena, registry
 from shadownet.attacks.bench import interval
@@ -27,6 +29,10 @@ def document(cells: Sequence[Cell]) -> str:
         "filter), mean over fresh secrets and half width of the 95 % interval. `random`: random rows of the same "
         "norms; `public`: the public model itself. Empty: the attack does not apply.",
         matrix(cells),
+        "What is left of the error, for attackers with a public relative: distance of the recovered filters from the "
+        "true ones, relative to the public model's own (median over layers; 100 %: nothing gained over the public "
+        "model, 0 %: all of it).",
+        distances(cells),
         "## Whole models",
         "Accuracy and fidelity of the stolen model; in brackets normalised from 0, the same labels without the leak, "
         "to 1, the victim. FGSM: adversarial examples made on the stolen model that the victim gets wrong. AUC, TPR: "
@@ -52,6 +58,24 @@ def matrix(cells: Sequence[Cell]) -> str:
         controls = [_largest([c for c in mine if c], name) for name in ("null", "base")]
         rows.append([model, scheme, *(_recovered(c) for c in mine), *controls])
     return _table(["model", "scheme", *attacks, "random", "public"], rows)
+
+
+def distances(cells: Sequence[Cell]) -> str:
+    """Markdown: the median over layers of error / error of the public model, by model and scheme, for each attack."""
+    weights = [c for c in cells if c["attack"] != arena.STEAL and c["base"]]
+    attacks = [name for name in registry.ATTACKS if any(c["attack"] == name for c in weights)]
+    by = {(c["model"], c["scheme"], c["attack"]): c for c in weights}
+    rows = []
+    for model, scheme in sorted({(c["model"], c["scheme"]) for c in weights}):
+        rows.append([model, scheme, *(_left(by.get((model, scheme, a))) for a in attacks)])
+    return _table(["model", "scheme", *attacks], rows) if rows else "None measured."
+
+
+def _left(cell: Cell | None) -> str:
+    """Of one cell: by direction, which is free of units."""
+    scores = [s for run in cell["runs"] for s in run.get("scores", []) if s.get("base")] if cell else []
+    ratios = [s["rows"]["direction"] / s["base"]["direction"] for s in scores if s["base"]["direction"] > 0]
+    return f"{float(np.median(ratios)):.0%}" if ratios else ""
 
 
 def thefts(cells: Sequence[Cell]) -> str:

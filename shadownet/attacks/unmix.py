@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shadownet.attacks.group import balanced_groups
+from shadownet.attacks.group import balanced_groups, group_counts
 from shadownet.attacks.recovery import TINY, Recovery, cosines
 from shadownet.attacks.view import AdversaryView, PublicLayer
 
@@ -25,23 +25,31 @@ GAUSSIAN_LOG_COSH = 0.374567  # E[log cosh(z)] of a standard normal z
 
 
 def attack(view: AdversaryView, layer: PublicLayer, groups: Array | None = None) -> Recovery | None:
-    """None where rows were added or are depthwise, or where no group size is told. ``groups`` is int [n / g, g]."""
-    told = view.parameters.get("group")
-    if layer.depthwise or layer.slots != layer.per_group or (groups is None and not told):
+    """None for depthwise layers, or where no group size is told. ``groups`` is int [n / g, g].
+
+    Of rows that were added, mask filters, as many of each group are left out: the most Gaussian.
+    """
+    if layer.depthwise or (groups is None and not view.parameters.get("group")):
         return None
-    if groups is None and layer.per_group % int(told):  # type: ignore[arg-type]
+    counts = group_counts(view, layer) if groups is None else [len(groups)]
+    if not counts:
         return None
     rows, doubts = [], []
     for x in layer.rows:
-        found = balanced_groups(np.abs(cosines(x, x)), int(told)) if groups is None else groups  # type: ignore[arg-type]
+        found = balanced_groups(np.abs(cosines(x, x)), len(x) // counts[0]) if groups is None else groups
         if found.shape[1] >= layer.depth:
             return None
         sources, gain = unmix(x[found])
-        out = np.empty_like(x)
-        out[found.ravel()] = sources.reshape(-1, layer.depth)
-        rows.append(out)
+        kept = layer.per_group // counts[0]
+        rows.append(np.concatenate([_least_gaussian(group, kept) for group in sources]))
         doubts.append(-float(gain.mean()))
     return Recovery(np.stack(rows), scaled=False, doubt=float(np.mean(doubts)), form="independent components")
+
+
+def _least_gaussian(sources: Array, count: int) -> Array:
+    """The ``count`` sources [g, d] that are furthest from Gaussian."""
+    bent = np.square(np.log(np.cosh(np.clip(sources, -30, 30))).mean(axis=1) - GAUSSIAN_LOG_COSH)
+    return sources[np.argsort(-bent)[:count]]
 
 
 def unmix(mixed: Array, seed: int = 0) -> tuple[Array, Array]:

@@ -187,7 +187,7 @@ def read_view(
             raise BundleError("manifest.json and accelerator.tflite do not fit together") from None
     return AdversaryView(
         scheme=str(manifest.get("scheme", "")),
-        parameters=dict(manifest["options"]),
+        parameters=dict(manifest["options"]) | _told(str(manifest.get("scheme", ""))),
         layers=tuple(layers),
         knowledge=knowledge,
         base=None if base is None else tuple(base),
@@ -195,6 +195,12 @@ def read_view(
         oracle=oracle,
         interface={key: manifest.get(key) for key in ("entries", "normalization")},
     )
+
+
+def _told(scheme: str) -> dict[str, Any]:
+    """What a scheme's name tells: the size of its groups."""
+    family, _, variant = scheme.partition(":")
+    return {"group": int(variant)} if family in ("groupcover", "mix") and variant.isdigit() else {}
 
 
 def read_transcript(path: str | os.PathLike[str]) -> tuple[Crossing, ...]:
