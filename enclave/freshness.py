@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from Crypto.Hash import SHA256
 from Crypto.Protocol.KDF import HKDF
@@ -77,7 +78,7 @@ class Counters:
         except FileNotFoundError:
             return {}
         try:
-            record = json.loads(body) if len(body) <= _MAX_BYTES else None
+            record: Any = json.loads(body) if len(body) <= _MAX_BYTES else None
             counters = record["counters"]
             if hmac.compare_digest(self._mac(counters), record["mac"]):
                 return {str(lineage): int(serial) for lineage, serial in counters.items()}

@@ -40,7 +40,8 @@ GEOMETRY = (
 CHECK = np.dtype(
     [
         ("active", "i8"), *((name, "i8") for name in GEOMETRY),
-        *((name, "u8") for name in ("vectors", "filters", "input", "expected", "sums")), ("tolerance", "f8"), ("least", "f8"),
+        *((name, "u8") for name in ("vectors", "filters", "input", "expected", "sums")),
+        ("tolerance", "f8"), ("least", "f8"),
     ]
 )  # fmt: skip
 LANE = np.dtype(
