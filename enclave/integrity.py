@@ -188,7 +188,8 @@ class Checker:
     def allowed(self, sent: Array) -> float:
         """By how much s Y may be off, for float layers."""
         positions = sent.astype(np.float64).reshape(-1, self.filters.shape[-1])
-        return float(self.tolerance * math.sqrt(np.square(positions).sum(axis=1).max(initial=0)) + self.least)
+        norm = float(np.square(positions).sum(axis=1).max(initial=0))
+        return float(self.tolerance * math.sqrt(norm) + self.least)
 
     def native(self, geometry: Geometry, kept: Array) -> NativeCheck:
         """The same check for the C loop; ``kept`` is where it finds what was sent."""

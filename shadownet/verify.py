@@ -35,12 +35,13 @@ JUMPS = {
 
 def tolerance_for(options: dict[str, Any]) -> float:
     """What a bundle with these options may err, relative to an output's largest magnitude."""
+    lost = 10 * float(options.get("delta_tolerance", 0.0))  # in each layer's weights, because the user wants it
     if not options.get("bits"):
-        return TOLERANCE
+        return max(TOLERANCE, lost)
     # Rounding to b bits errs by up to 2^-b of a tensor's largest value, and a network passes that on: outputs of the
     # worst of our test models were off by 400 times that at 12/12 as at 16/16. Five times as much is allowed: 0.03 at
     # 16 bits, 0.5 at 12, where of float outputs the top class is what counts.
-    return max(TOLERANCE, 2000 * 2.0 ** -min(int(bits) for bits in str(options["bits"]).split("/")))
+    return max(TOLERANCE, lost, 2000 * 2.0 ** -min(int(bits) for bits in str(options["bits"]).split("/")))
 
 
 @dataclass(frozen=True)

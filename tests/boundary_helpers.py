@@ -230,7 +230,9 @@ def launcher(
 
 
 @contextlib.contextmanager
-def enclave_here(bundle: Path, key: Path, record: Path) -> Iterator[tuple[Executor, subprocess.Popen[bytes]]]:
+def enclave_here(
+    bundle: Path, key: Path, record: Path, backend: str = "litert-cpu"
+) -> Iterator[tuple[Executor, subprocess.Popen[bytes]]]:
     """The enclave's own code in this process, so that a test knows every mask, and a real accelerator process.
 
     The transcript is at ``record`` when the block has ended.
@@ -241,6 +243,7 @@ def enclave_here(bundle: Path, key: Path, record: Path) -> Iterator[tuple[Execut
             [
                 *(sys.executable, "-P", "-m", "accelerator", "--enclave", str(theirs.fileno())),
                 *("--model", str(bundle / sealing.ACCELERATOR), "--record", str(record)),
+                *("--backend", backend),
             ],
             pass_fds=[theirs.fileno()], env=environment(), stdin=subprocess.DEVNULL,
         )  # fmt: skip

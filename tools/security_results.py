@@ -26,6 +26,7 @@ SCHEMES = (
     "none,shadownet:artifact,shadownet:paper,shadownet:fast,groupcover:4,mix:8,slalom,darknetz:last3,delta,"
     "shadownet:paper+exact"
 )
+STOLEN = "none,shadownet:artifact,shadownet:paper"  # whole models, which takes minutes for each
 NOISE = 0.3
 CONVOLUTION, DEPTHWISE, DENSE = 3, 4, 9  # builtin operators
 
@@ -38,7 +39,9 @@ def main() -> int:
     args = parser.parse_args()
     victims = [str(VICTIMS / f"{name}.tflite") for name in ("cnn_scratch", "cnn_tuned_3", "mlp_scratch")]
     common = ["--schemes", SCHEMES, "--seeds", args.seeds, "--out", str(args.out)]
-    arena("--models", *victims, *common, "--data", str(VICTIMS / "data.npz"), "--budgets", "0,50,500")
+    arena("--models", *victims, *common)
+    stolen = ["--attacks", "STEAL", "--data", str(VICTIMS / "data.npz"), "--budgets", "50"]
+    arena("--models", *victims, "--schemes", STOLEN, *stolen, "--seeds", args.seeds, "--out", str(args.out))
     for name in REAL if args.real else ():
         base = args.out / "relatives" / name
         base.parent.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,12 @@ def _swap(output: Array) -> None:
     output[..., [0, -1]] = output[..., [-1, 0]]
 
 
+def _rows(output: Array) -> None:
+    """The answers of two positions exchanged."""
+    rows = output.reshape(-1, output.shape[-1])
+    rows[[0, -1]] = rows[[-1, 0]]
+
+
 def _die(output: Array) -> None:
     os._exit(9)
 
@@ -76,7 +82,7 @@ def _fail(output: Array) -> None:
 
 MODES = {
     "nan": _nan, "inf": _infinite, "zeros": _zeros, "scale": _scale, "flip": _flip, "step": _step, "pair": _pair,
-    "swap": _swap, "die": _die, "hang": _hang, "fail": _fail,
+    "swap": _swap, "rows": _rows, "die": _die, "hang": _hang, "fail": _fail,
 }  # fmt: skip
 OTHERS = ("refuse", "replay", "other", "offsets")  # which need more than the answer to spoil
 

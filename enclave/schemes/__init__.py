@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ FAMILIES: dict[str, tuple[Callable[[str], Scheme], str]] = {  # NAME:VARIANT, an
     "mix": (mix, "8"),
 }
 ALIASES = {"shadownet": PAPER.name}
+
+_HINT = "it should set SCHEME; see docs/adding_a_scheme.md"
 
 __all__ = [
     "ALIASES", "FAMILIES", "SCHEMES", "Claims", "LayerWeights", "MaskRule", "Obfuscated", "Place", "Plain", "Scheme",
@@ -49,15 +52,16 @@ def every() -> list[Scheme]:
 
 
 def _from_file(path: Path) -> Scheme:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"scheme file {path.resolve()}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"there is no scheme file {path}")
+        raise InputError(f"there is no scheme file {path}", "shadownet schemes lists those that need none")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes look for theirs there
     try:
         spec.loader.exec_module(module)
-        scheme: Scheme = module.SCHEME
+        scheme = module.SCHEME
     except Exception as error:
-        raise InputError(
-            f"{path} defines no scheme: {error}", "it should set SCHEME; see docs/adding_a_scheme.md"
-        ) from error
+        raise InputError(f"{path} defines no scheme: {error}", _HINT) from error
+    if not isinstance(scheme, Scheme):
+        raise InputError(f"{path} defines no scheme: SCHEME lacks members of one", _HINT)
     return scheme

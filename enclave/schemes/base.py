@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,7 @@ class Place:
     depthwise: bool
 
 
+@runtime_checkable
 class Scheme(Protocol):
     """One published (or our own) way to split the work. A scheme is one module; see docs/adding_a_scheme.md."""
 
@@ -152,3 +153,8 @@ PUBLIC = "architecture, shapes, timing, the first layer's input unless it is mas
 def slots(n: int, ratio: float) -> int:
     """M = ceil(r n), not fooled by the binary representation of r."""
     return math.ceil(round(ratio * n, 6))
+
+
+def is_count(text: str, low: int, high: int) -> bool:
+    """Whether a variant is a number in these bounds."""
+    return text.isascii() and text.isdecimal() and len(text) < 10 and low <= int(text) <= high

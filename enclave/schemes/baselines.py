@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enclave.schemes.base import FLOAT_MASKS, PUBLIC, Claims, Place, Plain
+from enclave.schemes.base import FLOAT_MASKS, PUBLIC, Claims, Place, Plain, is_count
 from shadownet.wire.errors import InputError
 
 NONE = Plain(
@@ -68,10 +68,10 @@ def darknetz(variant: str) -> DarkneTZ:
     """``lastK`` or ``firstK``. Raises ``InputError``."""
     side = next((s for s in ("last", "first") if variant.startswith(s)), "")
     number = variant.removeprefix(side)
-    if not side or not number.isdigit() or not 1 <= int(number) <= 10_000:
+    if not side or not is_count(number, 1, 10_000):
         raise InputError(f"darknetz takes lastK or firstK, not {variant!r}", "such as darknetz:last3")
     return DarkneTZ(
-        f"darknetz:{variant}",
+        f"darknetz:{side}{int(number)}",
         Claims(f"{side} {number} layers hidden, the rest public", "public between the rest", "those layers",
                "Mo et al. 2020"),
         (

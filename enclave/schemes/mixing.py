@@ -22,12 +22,24 @@ import numpy as np
 
 from enclave.restore import Restore
 from enclave.rng import Rng
-from enclave.schemes.base import FLOAT_MASKS, NOISE, PUBLIC, Array, Claims, LayerWeights, Obfuscated, Place, Plain
+from enclave.schemes.base import (
+    FLOAT_MASKS,
+    NOISE,
+    PUBLIC,
+    Array,
+    Claims,
+    LayerWeights,
+    Obfuscated,
+    Place,
+    Plain,
+    is_count,
+)
 from shadownet.wire.errors import InputError
 
 MAX_GROUP = 256
 _COEFFICIENT = 1 << 10  # of an integer inverse, so that restoring stays exact
 _TERMS = 6
+_NEAR = 0.95  # small matrices may come out next to a permutation, which would mix nothing; then another is drawn
 
 
 @dataclass(frozen=True)
@@ -106,9 +118,12 @@ def _permuted(rows: Array, columns: Array) -> Array:
 
 def _dense(size: int, rng: Rng) -> tuple[Array, Array]:
     """A secret matrix of condition number at most 2, float64, and its inverse."""
-    u, v = (np.linalg.qr(rng.normal(1.0, (size, size)).astype(np.float64))[0] for _ in range(2))
-    s = rng.uniform(1.0, 2.0, (size,))
-    return (u * s) @ v, (v.T / s) @ u.T
+    while True:
+        u, v = (np.linalg.qr(rng.normal(1.0, (size, size)).astype(np.float64))[0] for _ in range(2))
+        s = rng.uniform(1.0, 2.0, (size,))
+        matrix = (u * s) @ v
+        if size == 1 or (np.abs(matrix).max(axis=1) <= _NEAR * np.linalg.norm(matrix, axis=1)).all():
+            return matrix, (v.T / s) @ u.T
 
 
 def _unimodular(size: int, rng: Rng) -> tuple[Array, Array]:
@@ -158,7 +173,7 @@ def mix(variant: str) -> Mixing:
 
 
 def _sized(scheme: Mixing, variant: str) -> Mixing:
-    if not variant.isdigit() or not 2 <= int(variant) <= MAX_GROUP:
+    if not is_count(variant, 2, MAX_GROUP):
         raise InputError(f"{scheme.name} takes a group size from 2 to {MAX_GROUP}, not {variant!r}",
                          f"such as {scheme.name}:8")  # fmt: skip
     return replace(scheme, name=f"{scheme.name}:{int(variant)}", group=int(variant))
