@@ -32,6 +32,7 @@ from shadownet.wire.tensors import DTYPES, TensorSpec, parse_shape
 
 Array = np.ndarray[Any, Any]
 
+PIPELINED_ROOM = 8  # requests in one message
 GRACE_S = 1.0  # for the accelerator to end by itself
 
 
@@ -85,46 +86,49 @@ class Worker:
         if self._arena is not None:
             self._arena.close()
         self._apart = end  # bytes from one request's tensors to the next's
-        self._arena = Arena.create(end * self._executor.lanes, "app")
+        self._room = PIPELINED_ROOM if self._executor.lanes > 1 else 1
+        self._arena = Arena.create(end * self._room, "app")
         count = len(self._interface[0])
         self._offsets = offsets[:count], offsets[count:]
         sides = [[spec.to_json() for spec in side] for side in self._interface]
-        places = {"offsets": self._offsets, "apart": self._apart, "lanes": self._executor.lanes}
+        places = {"offsets": self._offsets, "apart": self._apart, "room": self._room}
         return {"inputs": sides[0], "outputs": sides[1], **places}, self._arena
 
     def invoke(self, count: int, strings: list[Array]) -> tuple[dict[str, Any], list[Array]]:
         """Run ``count`` requests: fixed-size tensors through the app's arena, others with the message."""
         if self._interface is None or self._arena is None:
             raise errors.InputError("call allocate_tensors() first")
-        if not 1 <= count <= self._executor.lanes:
-            raise errors.InputError("so many requests do not run at a time")
+        if not 1 <= count <= self._room:
+            raise errors.InputError("so many requests do not fit in one message")
         waiting = iter(strings)
-        requests = [self._inputs(k, waiting) for k in range(count)]
         attached: list[Array] = []
         shapes = []
-        for k, outputs in enumerate(self._executor.invoke_many(requests)):
-            shapes.append([list(value.shape) for value in outputs])
-            self._deliver(k, outputs, attached)
+        for first in range(0, count, self._executor.lanes):
+            together = range(first, min(first + self._executor.lanes, count))
+            results = self._executor.invoke_many([self._inputs(k, waiting) for k in together])
+            for k, outputs in zip(together, results, strict=True):
+                shapes.append([list(value.shape) for value in outputs])
+                self._deliver(k, outputs, attached)
         return {"shapes": shapes}, attached
 
-    def _inputs(self, lane: int, strings: Iterator[Array]) -> list[Array]:
+    def _inputs(self, place: int, strings: Iterator[Array]) -> list[Array]:
         assert self._interface is not None and self._arena is not None
         inputs = []
         for spec, offset in zip(self._interface[0], self._offsets[0], strict=True):
             if spec.dtype == "string":
                 inputs.append(next(strings))
             else:  # a private copy: the app may write while we read
-                at = lane * self._apart + offset
+                at = place * self._apart + offset
                 inputs.append(np.array(self._arena.array(at, spec.shape, DTYPES[spec.dtype])))
         return inputs
 
-    def _deliver(self, lane: int, outputs: list[Array], attached: list[Array]) -> None:
+    def _deliver(self, place: int, outputs: list[Array], attached: list[Array]) -> None:
         assert self._interface is not None and self._arena is not None
         for spec, offset, value in zip(self._interface[1], self._offsets[1], outputs, strict=True):
             if spec.dynamic or spec.dtype == "string" or value.shape != spec.shape:
-                attached.append(value)
+                attached.append(value.copy())  # it is valid until the next inference, and the message goes later
             else:
-                at = lane * self._apart + offset
+                at = place * self._apart + offset
                 np.copyto(self._arena.array(at, spec.shape, DTYPES[spec.dtype]), value)
 
     def prepare(self, sets: int) -> dict[str, Any]:

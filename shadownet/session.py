@@ -106,7 +106,7 @@ class Session:
         self._arenas[:] = [Arena.attach(fds[0])]
         self.inputs = [TensorSpec.from_json(s) for s in reply["inputs"]]
         self.outputs = [TensorSpec.from_json(s) for s in reply["outputs"]]
-        self._offsets, self._apart, self.lanes = reply["offsets"], reply["apart"], int(reply["lanes"])
+        self._offsets, self._apart, self.room = reply["offsets"], reply["apart"], int(reply["room"])
         self.entry = entry
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
@@ -114,34 +114,34 @@ class Session:
         return self.invoke_many([inputs])[0]
 
     def invoke_many(self, requests: list[list[Array]]) -> list[list[Array]]:
-        """Several inferences in order, two under way at a time where :meth:`allocate` made room for two."""
+        """Several inferences in order, two under way at a time where :meth:`allocate` made room for it."""
         self.check()
         if not self._arenas:
             raise InputError("call allocate_tensors() first")
         results: list[list[Array]] = []
-        for first in range(0, len(requests), self.lanes):
-            results += self._invoke(requests[first : first + self.lanes])
+        for first in range(0, len(requests), self.room):
+            results += self._invoke(requests[first : first + self.room])
         return results
 
     def _invoke(self, requests: list[list[Array]]) -> list[list[Array]]:
         arena, attached = self._arenas[0], []
-        for lane, inputs in enumerate(requests):
+        for place, inputs in enumerate(requests):
             for spec, offset, value in zip(self.inputs, self._offsets[0], inputs, strict=True):
                 if spec.dtype == "string":
                     attached.append(value)
                 else:
-                    np.copyto(arena.array(lane * self._apart + offset, spec.shape, DTYPES[spec.dtype]), value)
+                    np.copyto(arena.array(place * self._apart + offset, spec.shape, DTYPES[spec.dtype]), value)
         reply, tensors, _ = self._ask({"do": "invoke", "count": len(requests)}, attached)
         arrived = iter(tensors)
-        return [self._outputs(lane, shapes, arrived) for lane, shapes in enumerate(reply["shapes"])]
+        return [self._outputs(place, shapes, arrived) for place, shapes in enumerate(reply["shapes"])]
 
-    def _outputs(self, lane: int, shapes: list[Any], arrived: Iterator[Array]) -> list[Array]:
+    def _outputs(self, place: int, shapes: list[Any], arrived: Iterator[Array]) -> list[Array]:
         outputs = []
         for spec, offset, shape in zip(self.outputs, self._offsets[1], shapes, strict=True):
             if spec.dynamic or spec.dtype == "string" or tuple(shape) != spec.shape:
                 outputs.append(next(arrived))
             else:
-                at = lane * self._apart + offset
+                at = place * self._apart + offset
                 outputs.append(np.array(self._arenas[0].array(at, spec.shape, DTYPES[spec.dtype])))
         return outputs
 
