@@ -11,7 +11,7 @@ import pytest
 from shadownet.cli import parser
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted(ROOT.glob("*.md")) + [ROOT / "models" / "README.md"]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "models" / "README.md"]
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
