@@ -60,8 +60,8 @@ class Session:
             public = path / "accelerator.tflite"
             if self.manifest.get("accelerator") is not None:
                 command += ["--accelerator", str(left.fileno())]
-                worker = [*workers.command("accelerator"), "--enclave", str(right.fileno()), "--model", str(public)]
-                worker += ["--notes", str(notes.fileno())]
+                worker = [*workers.command("accelerator", accelerator), "--enclave", str(right.fileno())]
+                worker += ["--model", str(public), "--notes", str(notes.fileno())]
                 worker += ["--backend", accelerator, "--num_threads", str(num_threads), "--spin", str(spin_s)]
                 worker += ["--record", os.path.abspath(record)] if record else []
                 worker += ["--delegate", delegate] if delegate else []
@@ -222,9 +222,7 @@ def _start(command: list[str], *fds: int) -> subprocess.Popen[bytes]:
             start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
         )  # fmt: skip
     except OSError as error:
-        raise InputError(
-            f"{command[0]} cannot be started: {error.strerror}", f"see ${workers.ACCELERATOR_PYTHON}"
-        ) from None
+        raise InputError(f"{command[0]} cannot be started: {error.strerror}", f"see ${workers.TFLITE_PYTHON}") from None
 
 
 def _pipe() -> tuple[BinaryIO, BinaryIO]:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-ACCELERATOR_PYTHON = "SHADOWNET_ACCELERATOR_PYTHON"  # names another interpreter for the accelerator's worker
+TFLITE_PYTHON = "SHADOWNET_TFLITE_PYTHON"  # names an interpreter that has tflite-runtime, which ours cannot have
 _ROOT = str(Path(__file__).resolve().parent.parent)
 # Another interpreter's own packages come first: where we are installed, ours lie beside a NumPy that is not its own.
 _ELSEWHERE = (
@@ -28,10 +28,10 @@ def environment() -> dict[str, str]:
     }
 
 
-def command(module: str) -> list[str]:
+def command(module: str, backend: str = "") -> list[str]:
     """How to start the worker ``module``, to which its arguments are appended.
 
-    The accelerator's runs in the interpreter that ``$SHADOWNET_ACCELERATOR_PYTHON`` names, if it names one.
+    An accelerator with the backend tflite-runtime runs in the interpreter that ``$SHADOWNET_TFLITE_PYTHON`` names.
     """
-    other = os.environ.get(ACCELERATOR_PYTHON) if module.partition(".")[0] == "accelerator" else None
+    other = os.environ.get(TFLITE_PYTHON) if "tflite-runtime" in backend else None
     return [other, "-I", "-c", _ELSEWHERE, module, _ROOT] if other else [sys.executable, "-P", "-m", module]

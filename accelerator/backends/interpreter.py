@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 TFLITE_RUNTIME = (
     "tflite-runtime is not in this Python; make an environment with Python 3.11, "
-    "pip install 'tflite-runtime==2.14.0' 'numpy<2' there, and name its python in $SHADOWNET_ACCELERATOR_PYTHON"
+    "pip install 'tflite-runtime==2.14.0' 'numpy<2' there, and name its python in $SHADOWNET_TFLITE_PYTHON"
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from shadownet.cli.output import as_json
 from shadownet.wire.paths import resolve_key
-from shadownet.workers import ACCELERATOR_PYTHON, command, environment
+from shadownet.workers import TFLITE_PYTHON, command, environment
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -67,26 +67,22 @@ def _worker(package: str) -> dict[str, Any]:
 def _backends() -> Iterator[dict[str, Any]]:
     """Have each backend run a small layer, each in a process of its own as a driver may take it down.
 
-    One is enough: the default, or any where the accelerator's worker has a Python of its own."""
+    Only the default must be there."""
     from accelerator.backends import NAMES
 
-    elsewhere = os.environ.get(ACCELERATOR_PYTHON)
     for name in NAMES:
-        answer: dict[str, Any] = {
-            "ok": False,
-            "found": "does not run",
-            "hint": "it took the process down: try another driver",
-        }
+        answer: dict[str, Any] = {"ok": False, "found": "does not run", "hint": "its process died: try another driver"}
         try:
-            asked = [*command("accelerator.survey"), name]
+            asked = [*command("accelerator.survey", name), name]
             done = subprocess.run(asked, env=environment(), capture_output=True, timeout=60)
             answer = json.loads(done.stdout)[name]
         except subprocess.TimeoutExpired:
             answer["hint"] = "it did not answer within a minute: try another driver"
-        except (OSError, ValueError, KeyError) as error:
-            answer["hint"] = f"${ACCELERATOR_PYTHON}: {error}" if elsewhere else answer["hint"]
-        optional = name != "litert-cpu" or bool(elsewhere)
-        yield _result(f"accelerator {name}", answer["ok"], answer["found"], answer["hint"], optional)
+        except OSError as error:
+            answer["hint"] = f"{asked[0]} cannot be started: {error.strerror}; see ${TFLITE_PYTHON}"
+        except (ValueError, KeyError):
+            pass
+        yield _result(f"accelerator {name}", answer["ok"], answer["found"], answer["hint"], name != "litert-cpu")
 
 
 def _loops() -> dict[str, Any]:
