@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -30,10 +31,12 @@ from boundary_helpers import (  # noqa: F401, the_lab is the fixture lab
     worker,
 )
 from build import litert
-from layers import FORMS, public_model, signature
+from layers import FORMS, Form, public_model, signature
 
+from accelerator.backends import DELEGATING
 from enclave.link import Accelerator
 from shadownet import workers
+from shadownet.cli import main
 from shadownet.wire.arena import pipe
 from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
@@ -312,5 +315,108 @@ def test_a_file_that_is_no_model(backend: str, tmp_path: Path, content: bytes | 
         with pytest.raises(WorkerError):
             made.open({"dense": ((1, 24), (1, 12))})
         assert made.process.wait(30) != 0
+    finally:
+        made.close()
+
+
+# Delegates
+
+DELEGATE = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What load_delegate expects of a vendor's library; it takes no op, and notes in a file that it was asked. */
+typedef struct Delegate {
+    void *data;
+    int (*prepare)(void *context, struct Delegate *delegate);
+    void *from, *to, *release;
+    int64_t flags;
+    void *builder;
+} Delegate;
+
+static char path[4096];
+
+static int prepare(void *context, Delegate *delegate) {
+    FILE *file = fopen(path, "a");
+    (void)context, (void)delegate;
+    if (file) fputs("prepared\n", file), fclose(file);
+    return 0;
+}
+
+Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
+    for (size_t i = 0; i < count; i++)
+        if (!strcmp(keys[i], "log")) snprintf(path, sizeof path, "%s", values[i]);
+    if (!path[0]) {
+        report("it wants the option log");
+        return NULL;
+    }
+    Delegate *made = calloc(1, sizeof *made);
+    made->prepare = prepare;
+    return made;
+}
+
+void tflite_plugin_destroy_delegate(Delegate *delegate) { free(delegate); }
+"""
+
+
+@pytest.fixture(scope="module")
+def delegate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to build a delegate with")
+    folder = tmp_path_factory.mktemp("delegate")
+    (folder / "delegate.c").write_text(DELEGATE)
+    command = [compiler, "-shared", "-fPIC", "-o", folder / "libdelegate.so", folder / "delegate.c"]
+    subprocess.run(command, check=True, timeout=60)
+    return folder / "libdelegate.so"
+
+
+def test_a_vendors_delegate_is_asked(lab: Lab, backend: str, delegate: Path, tmp_path: Path) -> None:
+    if backend not in DELEGATING:
+        with pytest.raises(WorkerError, match="takes no delegate"):
+            lab.open("digits_mlp", accelerator=backend, delegate=str(delegate)).allocate_tensors()
+        return
+    np.save(tmp_path / "x.npy", digits()[:1])
+    log = tmp_path / "log"
+    arguments = ["run", lab.bundle("digits_mlp"), "--key", lab.key, "--input", tmp_path / "x.npy"]
+    arguments += ["--accelerator", backend, "--delegate", f"{delegate}:log={log},other=1"]
+    assert main([str(a) for a in arguments]) == 0
+    assert "prepared" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text, message",
+    [("nothing.so", "nothing.so cannot be loaded"), ("{}", "wants the option log"), ("{}:log", "names no delegate"),
+     (":a=b", "names no delegate"), ("libc.so.6", "libc.so.6 cannot be loaded")],
+)  # fmt: skip
+def test_a_delegate_that_cannot_be_loaded(lab: Lab, delegate: Path, text: str, message: str) -> None:
+    with (
+        lab.open("digits_mlp", accelerator="litert-python", delegate=text.format(delegate)) as interpreter,
+        pytest.raises(WorkerError, match=message),
+    ):
+        interpreter.allocate_tensors()
+
+
+# What the user is told
+
+
+def test_layers_that_a_gpu_does_not_take_or_gets_wrong_run_on_the_cpu_and_are_named(
+    backend: str, forms: Bench, running: Running
+) -> None:
+    if backend != "litert-gpu":
+        pytest.skip("about litert-gpu only")
+    assert "conv_in_groups" in running.notes()
+    deep = {"dense deep": Form((1, 2, 3, 4, 8), lambda n, x: n.dense(x, 6, keep=True), 8), "dense": FORMS["dense"]}
+    path = forms.path.with_name("deep.tflite")
+    path.write_bytes(public_model(deep))
+    made, x = Running(backend, path), forms.input((1, 2, 3, 4, 8))
+    try:
+        made.open({"dense_deep": (x.shape, (1, 2, 3, 4, 8)), "dense": ((1, 24), (1, 12))})
+        notes = made.notes()
+        assert "does not take layer dense_deep" in notes and "layer dense," not in notes
+        forms.check("dense_deep", made("dense_deep", x), Truth(path.read_bytes())("dense_deep", x))
     finally:
         made.close()
