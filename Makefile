@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint zoo bench clean
+.PHONY: demo test slow lint zoo bench accelerators clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/shadownet demo
@@ -40,6 +40,20 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 $(VENV)/.zoo: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[zoo]'
+	touch $@
+
+# For the tests of tflite-runtime (needs Python 3.11) and of litert-gpu (a Vulkan driver in software, from Debian).
+accelerators: $(VENV)/.tflite-runtime $(VENV)/.swiftshader
+
+$(VENV)/.tflite-runtime: $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/tflite-runtime
+	$(VENV)/tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check 'tflite-runtime==2.14.0' 'numpy<2'
+	touch $@
+
+$(VENV)/.swiftshader: $(VENV)/bin/python
+	mkdir -p $(VENV)/swiftshader
+	cd $(VENV)/swiftshader && apt-get download chromium-common libvulkan1
+	cd $(VENV)/swiftshader && for package in *.deb; do dpkg -x "$$package" . && rm "$$package"; done
 	touch $@
 
 clean:

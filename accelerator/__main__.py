@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import Any
@@ -21,8 +22,11 @@ from shadownet.wire.tensors import parse_shape
 class Worker:
     """Answers one enclave: set-up over the socket, layers over the arena."""
 
-    def __init__(self, enclave: Channel, backend: Backend, spin_s: float, recorder: Recorder | None) -> None:
+    def __init__(
+        self, enclave: Channel, backend: Backend, spin_s: float, recorder: Recorder | None, notes: int | None
+    ) -> None:
         self._enclave, self._backend, self._spin_s, self._recorder = enclave, backend, spin_s, recorder
+        self._notes = notes
         self._callee: shared.Callee | None = None
         self._native: NativeLoop | None = None
         self._arena: shared.Arena | None = None
@@ -64,7 +68,7 @@ class Worker:
                 _views(arena, record, int(i), int(o))
                 for record, (i, o) in zip(request["layers"], request["offsets"], strict=True)
             ]
-            self._backend.open(self._layers)
+            self._tell(self._backend.open(self._layers))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             self._enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
             return
@@ -73,6 +77,12 @@ class Worker:
         bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), 0.0 if self._native else self._spin_s)
         self._callee = shared.Callee(arena.words(), bell)
         self._enclave.send({"ok": True})
+
+    def _tell(self, notes: list[str]) -> None:
+        """Pass on what the user should know, as far as the pipe takes it without waiting for a reader."""
+        if self._notes is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._notes, "".join(f"{line}\n" for line in notes).encode())
 
 
 def _views(arena: shared.Arena, record: dict[str, Any], input_at: int, output_at: int) -> tuple[str, Any, Any]:
@@ -87,19 +97,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, metavar="FILE", help="the public model, accelerator.tflite")
     parser.add_argument("--backend", default="litert-cpu", help="default: %(default)s")
     parser.add_argument("--num_threads", type=int, default=1, metavar="N")
+    parser.add_argument("--delegate", default="", metavar="LIB.so[:key=value,…]", help="a vendor's delegate")
     parser.add_argument("--spin", type=float, default=0.0, metavar="SECONDS", help="poll this long before sleeping")
     parser.add_argument("--record", metavar="FILE", help="write every byte that crosses to this .npz file")
+    parser.add_argument("--notes", type=int, metavar="FD", help="pipe for what the user should know, line by line")
     args = parser.parse_args(argv)
     enclave = Channel.from_fd(args.enclave, "enclave")
     try:
-        backend = create(args.backend, args.model, args.num_threads)
-    except (RuntimeError, ValueError, ImportError) as error:
+        backend = create(args.backend, args.model, args.num_threads, args.delegate)
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
         enclave.receive(None)
         enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
         return 3
     recorder = Recorder(args.record) if args.record else None
     try:
-        Worker(enclave, backend, args.spin, recorder).serve()
+        Worker(enclave, backend, args.spin, recorder, args.notes).serve()
     except Closed:
         pass  # the enclave is done with us
     except Error as error:

@@ -22,17 +22,27 @@ class Interpreter:
     Same methods and meaning as ``tf.lite.Interpreter``, except that intermediate tensors cannot be read. Use it as
     a context manager, or call :meth:`close`. ``num_threads`` is per process. ``key`` is the path of the device key;
     None means ``$SHADOWNET_KEY``, else the user's own. ``mask_memory`` and ``enclave_memory`` are bytes; 0 for the
-    latter means no limit. Raises ``BundleError`` for a bundle or key that is not right, ``IntegrityError`` and
-    ``WorkerError`` when a worker misbehaves: both are final.
+    latter means no limit. ``delegate`` is a vendor's library for the accelerator, LIB.so[:key=value,...]. Raises
+    ``BundleError`` for a bundle or key that is not right, ``IntegrityError`` and ``WorkerError`` when a worker
+    misbehaves: both are final.
     """
 
     def __init__(
         self, model_path: str | os.PathLike[str], num_threads: int = 1, accelerator: str = "litert-cpu",
         key: str | os.PathLike[str] | None = None, *, mask_input: bool = False,
         mask_memory: int = DEFAULT_MASK_MEMORY, enclave_memory: int = 0, record: str | None = None,
+        delegate: str = "",
     ) -> None:  # fmt: skip
         self._session = Session(
-            model_path, resolve_key(key), num_threads, accelerator, mask_input, mask_memory, enclave_memory, record
+            model_path,
+            resolve_key(key),
+            num_threads,
+            accelerator,
+            mask_input,
+            mask_memory,
+            enclave_memory,
+            record,
+            delegate=delegate,
         )
         self._shapes = {e: [spec.shape for spec in sides[0]] for e, sides in self._session.entries.items()}
         self._pipelined = False

@@ -7,21 +7,21 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from shadownet import workers
+from shadownet.progress import note
 from shadownet.wire import errors
-from shadownet.wire.arena import Arena
+from shadownet.wire.arena import Arena, pipe
 from shadownet.wire.channel import Channel, Closed
 from shadownet.wire.errors import BundleError, InputError, WorkerError
 from shadownet.wire.manifest import read_manifest
 from shadownet.wire.tensors import DTYPES, TensorSpec
-from shadownet.workers import environment
 
 Array = np.ndarray[Any, Any]
 
@@ -33,13 +33,14 @@ DEFAULT_MASK_MEMORY = 2 << 30
 class Session:
     """A running enclave, its accelerator, and the app's channel to the former.
 
+    ``delegate`` is a vendor's library for the accelerator, LIB.so[:key=value,...]; "" for none.
     After an ``IntegrityError`` or a ``WorkerError`` both processes are gone and every call raises it again.
     """
 
     def __init__(
         self, bundle: str | os.PathLike[str], key: Path, num_threads: int = 1, accelerator: str = "litert-cpu",
         mask_input: bool = False, mask_memory: int = DEFAULT_MASK_MEMORY, enclave_memory: int = 0,
-        record: str | None = None, trace: bool = False,
+        record: str | None = None, trace: bool = False, delegate: str = "",
     ) -> None:  # fmt: skip
         path = Path(bundle).resolve()
         self.manifest = read_manifest(path)
@@ -52,16 +53,19 @@ class Session:
         spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
         ours, theirs = socket.socketpair()
         left, right = socket.socketpair()
-        with theirs, left, right:
-            command = ["-m", "enclave", "--app", str(theirs.fileno())]
+        self._notes, notes = _pipe()  # for what the accelerator has to say to the user
+        with theirs, left, right, notes:
+            command = [*workers.command("enclave"), "--app", str(theirs.fileno())]
             self._processes = []
             public = path / "accelerator.tflite"
             if self.manifest.get("accelerator") is not None:
                 command += ["--accelerator", str(left.fileno())]
-                worker = ["-m", "accelerator", "--enclave", str(right.fileno()), "--model", str(public)]
+                worker = [*workers.command("accelerator", accelerator), "--enclave", str(right.fileno())]
+                worker += ["--model", str(public), "--notes", str(notes.fileno())]
                 worker += ["--backend", accelerator, "--num_threads", str(num_threads), "--spin", str(spin_s)]
                 worker += ["--record", os.path.abspath(record)] if record else []
-                self._processes.append(_start(worker, right.fileno()))
+                worker += ["--delegate", delegate] if delegate else []
+                self._processes.append(_start(worker, right.fileno(), notes.fileno()))
             fds = [theirs.fileno(), left.fileno()]
             for process in self._processes:  # whatever ends the enclave ends the accelerator
                 fds.append(os.pidfd_open(process.pid))
@@ -70,7 +74,7 @@ class Session:
             for fd in fds[2:]:
                 os.close(fd)
         self._channel = Channel(ours, "enclave")
-        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes, self._arenas)
+        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes, self._arenas, self._notes)
         try:
             reply, _, _ = self._ask(
                 {
@@ -104,6 +108,8 @@ class Session:
         for old in self._arenas:
             old.close()
         self._arenas[:] = [Arena.attach(fds[0])]
+        for line in (self._notes.read() or b"").decode(errors="replace").splitlines():
+            note("".join(c if c.isprintable() else "?" for c in line))
         self.inputs = [TensorSpec.from_json(s) for s in reply["inputs"]]
         self.outputs = [TensorSpec.from_json(s) for s in reply["outputs"]]
         self._offsets, self._apart, self.room = reply["offsets"], reply["apart"], int(reply["room"])
@@ -209,16 +215,28 @@ class Session:
 
 
 def _start(command: list[str], *fds: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", *command], pass_fds=fds, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-        start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
-    )  # fmt: skip
+    try:
+        return subprocess.Popen(
+            command, pass_fds=fds, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=workers.environment(),
+            start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"{command[0]} cannot be started: {error.strerror}", f"see ${workers.TFLITE_PYTHON}") from None
 
 
-def _shut_down(channel: Channel, processes: list[subprocess.Popen[bytes]], arenas: list[Arena]) -> None:
+def _pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Both ends of a pipe that neither side waits for."""
+    read, write = pipe()
+    return os.fdopen(read, "rb"), os.fdopen(write, "wb")
+
+
+def _shut_down(
+    channel: Channel, processes: list[subprocess.Popen[bytes]], arenas: list[Arena], notes: BinaryIO
+) -> None:
     """Close our end, which ends the enclave and then the accelerator; kill what does not go."""
     channel.close()
+    notes.close()
     while arenas:
         arenas.pop().close()
     for process in reversed(processes):

@@ -9,12 +9,16 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+NAMES = ("litert-cpu", "litert-python", "litert-gpu", "tflite-runtime", "numpy")
+DELEGATING = ("litert-python", "tflite-runtime")
+
 
 class Backend(Protocol):
     """Runs one layer at a time, reading and writing float32 views of the shared arena."""
 
-    def open(self, layers: list[tuple[str, Array, Array]]) -> None:
-        """Prepare layers: (signature, input view, output view) each. Raises ``ValueError`` if one does not fit."""
+    def open(self, layers: list[tuple[str, Array, Array]]) -> list[str]:
+        """Prepare layers: (signature, input view, output view) each; returns what the user should know of them, as
+        where they run if not where they should. Raises ``ValueError`` if one does not fit."""
         ...
 
     def run(self, layer: int) -> None:
@@ -22,23 +26,46 @@ class Backend(Protocol):
         ...
 
 
-def create(name: str, model: str, num_threads: int) -> Backend:
-    """Make the backend ``name``. Raises ``ValueError`` if there is none or it cannot start."""
+def create(name: str, model: str, num_threads: int, delegate: str = "") -> Backend:
+    """Make the backend ``name``. ``delegate`` is a vendor's library, LIB.so[:key=value,...], "" for none.
+
+    Raises ``ValueError`` if there is no such backend or it cannot start, with what to do about it.
+    """
+    if name.startswith(("hostile:", "hostile+")):
+        from accelerator.backends.hostile import Hostile
+
+        base, _, mode = name.partition(":")
+        wrapped = base.removeprefix("hostile").removeprefix("+") or "litert-cpu"
+        return Hostile(create(wrapped, model, num_threads, delegate), mode)
+    if name not in NAMES:
+        raise ValueError(f"there is no accelerator {name!r}; there are {', '.join(NAMES)}, and hostile:MODE for tests")
+    if delegate and name not in DELEGATING:
+        raise ValueError(f"{name} takes no delegate; {' and '.join(DELEGATING)} do")
+    try:
+        return _create(name, model, num_threads, delegate)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} needs a package that this Python lacks: pip install ai-edge-litert ({error})"
+        ) from None
+
+
+def _create(name: str, model: str, num_threads: int, delegate: str) -> Backend:
+    if name == "numpy":
+        from accelerator.backends.reference import Reference
+
+        return Reference(model)
+    if name == "litert-gpu":
+        from accelerator.backends.litert_gpu import LiteRtGpu
+
+        return LiteRtGpu(model, num_threads)
+    from accelerator.backends import interpreter
+
+    if name == "tflite-runtime":
+        return interpreter.tflite_runtime(model, num_threads, delegate)
+    # The C library's interface is not promised to stay; elsewhere the Python one does the same, slower.
     if name == "litert-cpu":
         from accelerator.backends.litert_cpu import SUPPORTED, LiteRtCpu
 
-        # The C library's interface is not promised to stay; elsewhere the Python one does the same, slower.
         if importlib.metadata.version("ai-edge-litert").startswith(SUPPORTED):
             return LiteRtCpu(model, num_threads)
-        name = "litert-python"
-    if name == "litert-python":
-        from accelerator.backends.interpreter import LiteRtInterpreter
-
-        return LiteRtInterpreter(model, num_threads)
-    if name.startswith("hostile:"):
-        from accelerator.backends.hostile import Hostile
-
-        return Hostile(create("litert-cpu", model, num_threads), name.removeprefix("hostile:"))
-    raise ValueError(
-        f"there is no accelerator {name!r}; this version has litert-cpu and litert-python, and hostile:MODE for tests"
-    )
+    return interpreter.litert(model, num_threads, delegate)

@@ -1,4 +1,5 @@
-"""A backend that misbehaves on request: ``hostile:MODE[@CALL]`` wraps litert-cpu and turns at the CALL-th layer call.
+"""A backend that misbehaves on request: ``hostile:MODE[@CALL]`` wraps litert-cpu and turns at the CALL-th layer call;
+``hostile+BACKEND:MODE[@CALL]`` wraps another.
 
 What the enclave must withstand, for the reliability tests and the attacks. CALL counts from 0 (default 0).
 ``hostile:offsets@FILE`` adds to all answers, from the first on, what stands in FILE: the float32 answers of all layers,
@@ -108,15 +109,16 @@ class Hostile:
         self._first: dict[int, Array] = {}
         self._last: Array | None = None
 
-    def open(self, layers: list[tuple[str, Array, Array]]) -> None:
+    def open(self, layers: list[tuple[str, Array, Array]]) -> list[str]:
         if self._mode == "refuse":
             raise ValueError("refused")
-        self._wrapped.open(layers)
+        notes = self._wrapped.open(layers)
         self._outputs = [output for _, _, output in layers]
         if self._mode == "offsets":
             everything = np.memmap(self._file, np.float32, "r")
             ends = np.cumsum([output.size for output in self._outputs])
             self._offsets = [part[: o.size] for part, o in zip(np.split(everything, ends), self._outputs, strict=False)]
+        return notes
 
     def run(self, layer: int) -> None:
         self._wrapped.run(layer)

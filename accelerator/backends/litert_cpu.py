@@ -68,10 +68,11 @@ class LiteRtCpu:
             index[(key.value or b"").decode()] = i
         return index
 
-    def open(self, layers: list[tuple[str, Array, Array]]) -> None:
+    def open(self, layers: list[tuple[str, Array, Array]]) -> list[str]:
         self._close()
         self._layers = [self._open(*layer) for layer in layers]
         self._answers = [(target.ctypes.data, target.nbytes) for _, _, target in layers]
+        return []
 
     def _open(self, signature: str, source: Array, target: Array) -> tuple[Any, ...]:
         if signature not in self._index:

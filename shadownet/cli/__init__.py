@@ -174,7 +174,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _session_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s; see doctor")
+    p.add_argument("--delegate", default="", metavar="LIB.so[:KEY=VALUE,…]", help="a vendor's delegate to load there")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--masks", type=_count, default=0, metavar="N", help="sets of one-time masks to make beforehand")
     p.add_argument("--mask-memory", type=size, default=2 << 30, metavar="SIZE", help="for prepared masks (default: 2G)")

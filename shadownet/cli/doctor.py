@@ -5,34 +5,37 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from shadownet.cli.output import as_json
 from shadownet.wire.paths import resolve_key
-from shadownet.workers import environment
+from shadownet.workers import TFLITE_PYTHON, command, environment
 
 
 def doctor(args: argparse.Namespace) -> int:
     checks = [_system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"), _worker("enclave"),
-              _worker("accelerator"), _loops(), _shared_memory(), _key(), _memory()]  # fmt: skip
+              _worker("accelerator"), *_backends(), _loops(), _shared_memory(), _key(), _memory()]  # fmt: skip
     if args.json:
         as_json(checks)
     else:
         for check in checks:
-            print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['what']}: {check['found']}")
+            mark = "ok  " if check["ok"] else "none" if check["optional"] else "FAIL"
+            print(f"{mark} {check['what']}: {check['found']}")
             if not check["ok"]:
                 print(f"     hint: {check['hint']}")
         print("note: processes are no hardware isolation; this machine simulates an enclave")
-    return 0 if all(check["ok"] for check in checks) else 1
+    return 0 if all(check["ok"] or check["optional"] for check in checks) else 1
 
 
-def _result(what: str, ok: bool, found: str, hint: str = "") -> dict[str, Any]:
-    return {"what": what, "ok": ok, "found": found, "hint": hint}
+def _result(what: str, ok: bool, found: str, hint: str = "", optional: bool = False) -> dict[str, Any]:
+    return {"what": what, "ok": ok, "found": found, "hint": hint, "optional": optional}
 
 
 def _system() -> dict[str, Any]:
@@ -51,9 +54,7 @@ def _package(name: str) -> dict[str, Any]:
 def _worker(package: str) -> dict[str, Any]:
     """Start a worker far enough to print its help: its imports work in the environment it will get."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", package, "-h"], env=environment(), capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run([*command(package), "-h"], env=environment(), capture_output=True, text=True, timeout=60)
         found = (done.stderr.strip().splitlines() or ["?"])[-1]
         ok = done.returncode == 0
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -61,6 +62,27 @@ def _worker(package: str) -> dict[str, Any]:
     return _result(
         f"{package} worker", ok, "starts" if ok else found, "reinstall: pip install --force-reinstall shadownet"
     )
+
+
+def _backends() -> Iterator[dict[str, Any]]:
+    """Have each backend run a small layer, each in a process of its own as a driver may take it down.
+
+    Only the default must be there."""
+    from accelerator.backends import NAMES
+
+    for name in NAMES:
+        answer: dict[str, Any] = {"ok": False, "found": "does not run", "hint": "its process died: try another driver"}
+        try:
+            asked = [*command("accelerator.survey", name), name]
+            done = subprocess.run(asked, env=environment(), capture_output=True, timeout=60)
+            answer = json.loads(done.stdout)[name]
+        except subprocess.TimeoutExpired:
+            answer["hint"] = "it did not answer within a minute: try another driver"
+        except OSError as error:
+            answer["hint"] = f"{asked[0]} cannot be started: {error.strerror}; see ${TFLITE_PYTHON}"
+        except (ValueError, KeyError):
+            pass
+        yield _result(f"accelerator {name}", answer["ok"], answer["found"], answer["hint"], name != "litert-cpu")
 
 
 def _loops() -> dict[str, Any]:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     transcript = _transcript(args.record) if args.record else None
     session = Session(
         args.bundle, resolve_key(args.key), args.num_threads, args.accelerator, args.mask_input, args.mask_memory,
-        args.enclave_memory, transcript, bool(args.trace),
+        args.enclave_memory, transcript, bool(args.trace), args.delegate,
     )  # fmt: skip
     try:
         specs = session.entries[0][0]
