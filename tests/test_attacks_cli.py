@@ -247,7 +247,7 @@ def test_the_arena_resumes_and_reports(run: Run, tmp_path: Path) -> None:
 
 def test_the_arena_steals_whole_models(run: Run, tmp_path: Path) -> None:
     run(
-        "arena", "--models", VICTIMS / "mlp_scratch.tflite", "--schemes", "shadownet:artifact", "--attacks", "STEAL",
+        "arena", "--models", VICTIMS / "mlp_scratch.tflite", "--schemes", "shadownet:artifact", "--attacks", "A13",
         "--data", DATA, "--budgets", "0,1%", "--seeds", 1, "--backend", "sequential", "--out", tmp_path / "out",
     )  # fmt: skip
     (cell,) = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")]
@@ -264,7 +264,7 @@ def test_the_arena_steals_whole_models(run: Run, tmp_path: Path) -> None:
         (["--models", MODEL, "--schemes", "nonsense"], "no scheme"),
         (["--models", MODEL, "--schemes", "shadownet+soft"], "no activations"),
         (["--models", "missing.tflite"], "cannot read"),
-        (["--models", MODEL, "--attacks", "STEAL"], "needs --data"),
+        (["--models", MODEL, "--attacks", "A13"], "needs --data"),
         ([], "no results"),
     ],
 )

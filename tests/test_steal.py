@@ -12,7 +12,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import shadownet
-from shadownet.attacks import bench, order, surrogate
+from shadownet.attacks import bench, lab, order, surrogate
 from shadownet.attacks.network import Network, replace_constants, skeleton
 from shadownet.attacks.steal import steal
 from shadownet.attacks.view import AdversaryView, Knowledge, Oracle
@@ -40,7 +40,7 @@ def bundled(tmp_path: Path, device_key: Path, data: bench.Data) -> Callable[...,
         shadownet.convert(model, bundle, scheme=scheme, calibration=[data.queries[:16]], overwrite=True)
         view = bench.open_view(bundle, base)
         if runs:
-            crossed = bench.record(bundle, data.queries, None, runs)
+            crossed = lab.record(bundle, data.queries[:runs])
             view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
         return view
 

@@ -40,7 +40,7 @@ def main() -> int:
     victims = [str(VICTIMS / f"{name}.tflite") for name in ("cnn_scratch", "cnn_tuned_3", "mlp_scratch")]
     common = ["--schemes", SCHEMES, "--seeds", args.seeds, "--out", str(args.out)]
     arena("--models", *victims, *common)
-    stolen = ["--attacks", "STEAL", "--data", str(VICTIMS / "data.npz"), "--budgets", "50"]
+    stolen = ["--attacks", "A13", "--data", str(VICTIMS / "data.npz"), "--budgets", "50"]
     arena("--models", *victims, "--schemes", STOLEN, *stolen, "--seeds", args.seeds, "--out", str(args.out))
     for name in REAL if args.real else ():
         base = args.out / "relatives" / name
