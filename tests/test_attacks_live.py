@@ -15,7 +15,6 @@ from malleable_network import Network
 import shadownet
 from enclave import keys, schemes
 from enclave.schemes import PAPER, MaskRule
-from shadownet.analysis import Reference
 from shadownet.attacks import alignment, averaging, basis, lab, malleation, mask_blind, peeling, tampering
 from shadownet.attacks.base import model_layers
 from shadownet.attacks.truth import TrueLayer, read_truth
@@ -86,20 +85,6 @@ def images(model: Path, count: int, first: int = 0) -> Array:
     return (x - np.float32([123.675, 116.28, 103.53])) * deviation
 
 
-def features(model: Path, op_ids: list[int], inputs: Array) -> list[Array]:
-    """The true inputs of ops, [N, ...] each, as LiteRT computes them."""
-    graph, _ = load(model)
-    ops = {op.id: op for op in graph.subgraphs[0].ops}
-    tensors = [ops[k].inputs[0] for k in op_ids]
-    found: list[list[Array]] = [[] for _ in op_ids]
-    with Reference(str(model), graph) as reference:
-        for x in inputs:
-            reference.observe(0, [x[None]], [])
-            for values, value in zip(found, reference.values(0, tensors), strict=True):
-                values.append(value)
-    return [np.concatenate(values) for values in found]
-
-
 def off_by(found: Array, true: Array) -> float:
     return float(np.linalg.norm(found - true) / np.linalg.norm(true))
 
@@ -165,7 +150,7 @@ def test_a_public_model_tells_a_hidden_assignment_of_channels(bench: Bench) -> N
     layer = next(layer for layer in view.layers if layer.depthwise)
     true = read_truth(bundle, model, bench.key)[layer.index]
     assert true.restore is not None and true.restore.order is not None
-    (activations,) = features(model, [layer.op_id], inputs)
+    (activations,) = lab.features(model, [layer.op_id], inputs)
     found = alignment.hidden(view, layer, activations)
     assert found is not None and (found.order == true.restore.order).mean() > 0.9
     noise = np.random.default_rng(0).normal(size=activations.shape)
@@ -269,7 +254,7 @@ def test_repeats_average_masks_out(bench: Bench) -> None:
     (average,) = averaging.attack(view, layer)
     assert average.repeats == 200 and average.runs[0] == 1
     true = read_truth(bundle, model, bench.key)[1]
-    (activation,) = features(model, [layer.op_id], inputs[:1])
+    (activation,) = lab.features(model, [layer.op_id], inputs[:1])
     order = true.restore.order if true.restore is not None else None
     activation = activation if order is None else activation[..., order]
     size = float(np.sqrt(np.square(activation).mean()))
@@ -316,7 +301,7 @@ def peeled(model: Path, bench: Bench, bundle: Path, inputs: Array, held_out: Arr
     view = bench.seen(bundle, inputs, keep=[layer.name for layer in chain])
     found = peeling.attack(view, chain)
     truth = read_truth(bundle, model, bench.key)
-    true = features(model, [layer.op_id for layer in chain], held_out)
+    true = lab.features(model, [layer.op_id for layer in chain], held_out)
     x, errors = true[0], []
     for k, peel in enumerate(found):
         x = peel(x)

@@ -106,6 +106,6 @@ def align(a: Array, b: Array, runs: int) -> Alignment | None:
 
 def correlations(a: Array, b: Array) -> Array:
     """Pearson's coefficient between columns, [n, m]; 0 for columns that do not vary."""
-    a, b = ((side - side.mean(axis=0)).T for side in (a, b))
+    a, b = ((side - side.mean(axis=0)).T.astype(np.float64) for side in (a, b))
     out: Array = np.where(norms(a) > 1e-12, a / norms(a), 0.0) @ np.where(norms(b) > 1e-12, b / norms(b), 0.0).T
     return out

@@ -31,12 +31,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """Samples: the attacker's own ``queries`` [Q, ...], held-out ``x``, ``y``, and ``members`` of the training set."""
+    """Samples: the attacker's own ``queries`` [Q, ...], held-out ``x``, ``y``, and ``members`` of the training set.
+
+    ``labels`` [Q] are the true ones of the queries, for models of the attacker's own that membership is judged against.
+    """
 
     queries: Array
     x: Array
     y: Array
     members: tuple[Array, Array] | None = None
+    labels: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +142,7 @@ def read_data(path: str | os.PathLike[str]) -> Data:
     labels = {k: v.astype(np.int64).ravel() for k, v in found.items() if k.startswith("y")}
     if {"x_attacker", "x_test", "y_test"} <= found.keys():
         members = (found["x_owner"], labels["y_owner"]) if {"x_owner", "y_owner"} <= found.keys() else None
-        data = Data(found["x_attacker"], found["x_test"], labels["y_test"], members)
+        data = Data(found["x_attacker"], found["x_test"], labels["y_test"], members, labels.get("y_attacker"))
     elif {"x", "y"} <= found.keys():
         half = len(found["x"]) // 2
         data = Data(found["x"][:half], found["x"][half:], labels["y"][half:])
@@ -173,8 +177,13 @@ def theft(
     x = queries[: got.queries].reshape(-1, *victim.input_shape).astype(np.float32)
     labels = victim.classify(x)
 
+    shadows: list[Network] = []
+    if data.members is not None and data.labels is not None:
+        own = data.queries.reshape(-1, *victim.input_shape).astype(np.float32)
+        shadows = surrogate.shadows(empty, own, data.labels, seed)
+
     def measured(network: Network) -> surrogate.Quality:
-        return surrogate.quality(network, victim, data.x, data.y, data.members)
+        return surrogate.quality(network, victim, data.x, data.y, data.members, shadows)
 
     # The black box is the better of what such an attacker may start from: a weak bound would flatter the attack.
     blind = [surrogate.fresh(empty, seed)] + ([] if public is None else [public.copy()])

@@ -3,6 +3,7 @@
     P = Q Q^T, Q an orthonormal basis of the rows of W~; its c-th diagonal block (k*k x k*k) belongs to a channel:
     matched to the blocks of W0's projector it gives the permutation
     rows of a group lie in one g-dimensional space: found by |cos|, and by which public filters they are made of
+    then rows to groups of public filters and filters to groups of rows, in turn
     public filters are assigned to groups by projection energy, g each, and projected          error about sqrt(g / d)
 
 Source: the projector of a row space survives mixing of rows; grouping by cosine as in published analyses of GroupCover.
@@ -86,14 +87,40 @@ def _blocks(basis: Array, k: int) -> Array:
 
 def project(rows: Array, base: Array, sizes: list[int]) -> tuple[Array, float]:
     """(filters [n, d] in the base's order, share of the base's energy explained) under groups of ``sizes`` rows."""
-    affinities = [np.abs(cosines(rows, rows))]
+    trials = [balanced_groups(np.abs(cosines(rows, rows)), sizes)]
     if len(rows) <= rows.shape[1]:
         # Which public filters a row is made of: rows of one group are made of the same.
         coefficients, *_ = np.linalg.lstsq(base.T, rows.T, rcond=None)
         share = np.square(unit(coefficients.T))
-        affinities.append(cosines(share, share))
-    results = [_project(rows, base, balanced_groups(affinity, sizes)) for affinity in affinities]
-    return max(results, key=lambda result: result[1])
+        trials.append(balanced_groups(cosines(share, share), sizes))
+        trials += [_both_sides(share, groups, len(base)) for groups in trials]
+    return max((_project(rows, base, groups) for groups in trials), key=lambda result: result[1])
+
+
+def _both_sides(share: Array, groups: list[Array], filters: int) -> list[Array]:
+    """Deal filters to the groups whose rows are made of them, rows to the groups whose filters they are made of, and
+    so on until nothing moves. ``share`` [rows, filters]."""
+    seats = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    home = np.empty(len(share), np.int64)
+    home[np.concatenate(groups)] = seats
+    for _ in range(ROUNDS):
+        rows_of = np.eye(len(groups))[home]
+        p, seat = assign((share.T @ rows_of)[:, _filter_seats(groups, filters)])
+        filters_of = np.zeros((filters, len(groups)))
+        filters_of[p, _filter_seats(groups, filters)[seat]] = 1.0
+        rows, seat = assign((share @ filters_of)[:, seats])
+        moved = np.empty_like(home)
+        moved[rows] = seats[seat]
+        if (moved == home).all():
+            break
+        home = moved
+    return [np.flatnonzero(home == g) for g in range(len(groups))]
+
+
+def _filter_seats(groups: list[Array], filters: int) -> Array:
+    """The group of each seat for a filter; in each group as many rows are mask filters and have none."""
+    masks = (sum(len(group) for group in groups) - filters) // len(groups)
+    return np.repeat(np.arange(len(groups)), [len(group) - masks for group in groups])
 
 
 def _project(rows: Array, base: Array, groups: list[Array]) -> tuple[Array, float]:
@@ -101,8 +128,7 @@ def _project(rows: Array, base: Array, groups: list[Array]) -> tuple[Array, floa
     inside = [base @ space.T for space in spaces]
     energy = np.stack([np.square(part).sum(axis=1) for part in inside], axis=1)
     energy /= np.maximum(np.square(base).sum(axis=1, keepdims=True), TINY)
-    masks = (len(rows) - len(base)) // len(groups)  # in each group; the other rows are as many seats for filters
-    seats = np.repeat(np.arange(len(groups)), [len(group) - masks for group in groups])
+    seats = _filter_seats(groups, len(base))
     p, seat = assign(energy[:, seats])
     filters = base.copy()
     for i, g in zip(p, seats[seat], strict=True):

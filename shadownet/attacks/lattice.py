@@ -5,7 +5,8 @@
 
 No group needs to be known: A is block diagonal, so the whole layer is one lattice where it has no more rows than
 weights a filter; elsewhere groups are told by |cos|, as in A7. Filters come back exactly, up to sign, in no order, and
-with input channels as they are sent. Mask filters are short vectors too: those that look most Gaussian are left out.
+with input channels as they are sent. Mask filters are short vectors too: filters that were quantised with a scale of
+their own reach 127, and of the others those that look most Gaussian are left out.
 Where results need not be exact (float layers in fixed point) mixtures are rounded, and there is no lattice.
 
 Source: Lenstra, Lenstra and Lovasz, Math. Annalen 261, 1982. Knowledge: public files.
@@ -26,6 +27,7 @@ Array = np.ndarray[Any, Any]
 
 LOVASZ = 0.99
 LARGEST = 160  # rows that are reduced together
+LIMIT = 127  # of the weights of a model of 8 bits
 STEPS = 200_000  # of the reduction, before it is cut off: what is short by then counts
 PASSES = 50  # over all rows
 
@@ -44,9 +46,15 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
                 return None
             groups = balanced_groups(np.abs(cosines(rows, rows)), sizes[0])
             short, form = np.concatenate([reduce(rows[group]) for group in groups]), "a lattice for each group"
-        standard = short / np.maximum(short.std(axis=1, keepdims=True), 1e-12)
-        found.append(short[least_gaussian(standard, layer.per_group)])
+        found.append(short[_filters(short, layer.per_group)])
     return Recovery(np.stack(found), scaled=False, channels=False, form=form)
+
+
+def _filters(short: Array, count: int) -> Array:
+    """Indices of the ``count`` rows that are no mask filters: a filter with a scale of its own reaches 127."""
+    order = least_gaussian(short / np.maximum(short.std(axis=1, keepdims=True), 1e-12), len(short))
+    whole = np.abs(short).max(axis=1) == LIMIT
+    return np.concatenate([order[whole[order]], order[~whole[order]]])[:count]
 
 
 def reduce(rows: Array) -> Array:

@@ -234,7 +234,8 @@ def _average(stage: Stage) -> tuple[list[Part], int]:
     masked = [layer for layer in view.layers if layer.masked]
     for layer, (real, other) in zip(masked, stage.activations(masked, view.inputs[:1]), strict=True):
         average = next(iter(averaging.attack(view, layer)), None)
-        if average is not None and real.size == average.value.size:
+        own = np.array_equal(np.sort(real, None), np.sort(view.inputs[0], None))  # the first layer's is the attacker's
+        if average is not None and real.size == average.value.size and not own:
             note = f"{average.repeats} repeats, error {average.relative:.0%} of the activations"
             parts.append(_share(stage, layer, average.value, real, other, note))
     return parts, len(view.inputs)
