@@ -3,7 +3,6 @@
     P = Q Q^T, Q an orthonormal basis of the rows of W~; its c-th diagonal block (k*k x k*k) belongs to a channel:
     matched to the blocks of W0's projector it gives the permutation
     rows of a group lie in one g-dimensional space: found by |cos|, and by which public filters they are made of
-    then rows to groups of public filters and filters to groups of rows, in turn
     public filters are assigned to groups by projection energy, g each, and projected          error about sqrt(g / d)
 
 Source: the projector of a row space survives mixing of rows; grouping by cosine as in published analyses of GroupCover.
@@ -22,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 SIZES = (2, 3, 4, 6, 8)  # group sizes tried when the scheme does not tell
 ROUNDS = 8
+CLIP = 20.0  # times a row's median share of a filter, which is that of strangers
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
@@ -92,35 +92,10 @@ def project(rows: Array, base: Array, sizes: list[int]) -> tuple[Array, float]:
         # Which public filters a row is made of: rows of one group are made of the same.
         coefficients, *_ = np.linalg.lstsq(base.T, rows.T, rcond=None)
         share = np.square(unit(coefficients.T))
-        trials.append(balanced_groups(cosines(share, share), sizes))
-        trials += [_both_sides(share, groups, len(base)) for groups in trials]
+        # Clipped, a coefficient counts for being there: a row near one filter of its group belongs to the others too.
+        clipped = np.minimum(share, CLIP * np.median(share, axis=1, keepdims=True))
+        trials += [balanced_groups(cosines(part, part), sizes) for part in (share, clipped)]
     return max((_project(rows, base, groups) for groups in trials), key=lambda result: result[1])
-
-
-def _both_sides(share: Array, groups: list[Array], filters: int) -> list[Array]:
-    """Deal filters to the groups whose rows are made of them, rows to the groups whose filters they are made of, and
-    so on until nothing moves. ``share`` [rows, filters]."""
-    seats = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    home = np.empty(len(share), np.int64)
-    home[np.concatenate(groups)] = seats
-    for _ in range(ROUNDS):
-        rows_of = np.eye(len(groups))[home]
-        p, seat = assign((share.T @ rows_of)[:, _filter_seats(groups, filters)])
-        filters_of = np.zeros((filters, len(groups)))
-        filters_of[p, _filter_seats(groups, filters)[seat]] = 1.0
-        rows, seat = assign((share @ filters_of)[:, seats])
-        moved = np.empty_like(home)
-        moved[rows] = seats[seat]
-        if (moved == home).all():
-            break
-        home = moved
-    return [np.flatnonzero(home == g) for g in range(len(groups))]
-
-
-def _filter_seats(groups: list[Array], filters: int) -> Array:
-    """The group of each seat for a filter; in each group as many rows are mask filters and have none."""
-    masks = (sum(len(group) for group in groups) - filters) // len(groups)
-    return np.repeat(np.arange(len(groups)), [len(group) - masks for group in groups])
 
 
 def _project(rows: Array, base: Array, groups: list[Array]) -> tuple[Array, float]:
@@ -128,7 +103,8 @@ def _project(rows: Array, base: Array, groups: list[Array]) -> tuple[Array, floa
     inside = [base @ space.T for space in spaces]
     energy = np.stack([np.square(part).sum(axis=1) for part in inside], axis=1)
     energy /= np.maximum(np.square(base).sum(axis=1, keepdims=True), TINY)
-    seats = _filter_seats(groups, len(base))
+    masks = (len(rows) - len(base)) // len(groups)  # in each group; the other rows are as many seats for filters
+    seats = np.repeat(np.arange(len(groups)), [len(group) - masks for group in groups])
     p, seat = assign(energy[:, seats])
     filters = base.copy()
     for i, g in zip(p, seats[seat], strict=True):
