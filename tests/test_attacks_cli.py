@@ -67,6 +67,19 @@ def test_attack_as_json_has_scores_and_controls(made: Path, run: Run) -> None:
         assert attack["recovered"] > 0.5 and attack["pairs"] > 0.9
 
 
+def test_attacks_take_part_where_they_are_given_what_they_need(made: Path, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.shadow"
+    shadownet.convert(MODEL, other, scheme="shadownet:artifact", key=made / "device.key")
+    command = ["attack", made / "m.shadow", "--model", MODEL, "--data", DATA, "--other", other, "--attacks", "A15,A17"]
+    out, _ = run(*command)
+    assert "attacks that take part" in out and re.search(r"A17 +two bundles", out)
+    assert re.search(r"A15 +transcripts, chosen inputs +variance of activations explained +\d", out)
+    out, _ = run(*command, "--json")
+    weights, averages = json.loads(out)["attacks"]
+    assert weights["recovered"] > 0.7 and weights["null"] == 0.0
+    assert averages["recovered"] > 0.99 and averages["null"] < 0.3 and averages["queries"] == 32
+
+
 def test_attack_without_the_truth_scores_nothing(made: Path, run: Run) -> None:
     out, _ = run("attack", made / "m.shadow")
     assert "needs --model" in out.splitlines()[0] and "%" not in out
@@ -93,7 +106,12 @@ def test_attack_hands_back_a_working_model(made: Path, run: Run, tmp_path: Path)
     [
         (["--attacks", "A99"], "no attack A99"),
         (["--attacks", ""], "no attack"),
-        (["--data", DATA], "needs --model"),
+        (["--data", DATA], "need --model"),
+        (["--malicious"], "need --model"),
+        (["--model", MODEL, "--attacks", "A15"], "A15 needs transcripts and chosen inputs(.|\n)*--data"),
+        (["--model", MODEL, "--data", DATA, "--attacks", "A10"], "A10 needs a public model(.|\n)*--base"),
+        (["--model", MODEL, "--data", DATA, "--attacks", "A18"], "A18 needs a malicious(.|\n)*--malicious"),
+        (["--model", MODEL, "--attacks", "A17"], "A17 needs two bundles(.|\n)*--other"),
         (["--model", VICTIMS / "cnn_scratch.tflite"], "not made from"),
         (["--base", VICTIMS / "cnn_scratch.tflite"], "architecture"),
         (["--transcript", DATA], "not a transcript|no transcript"),
@@ -262,9 +280,9 @@ def test_the_arena_steals_whole_models(run: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--models", MODEL, "--schemes", "nonsense"], "no scheme"),
-        (["--models", MODEL, "--schemes", "shadownet+soft"], "no activations"),
+        (["--models", MODEL, "--schemes", "shadownet+soft"], "no way"),
         (["--models", "missing.tflite"], "cannot read"),
-        (["--models", MODEL, "--attacks", "A13"], "needs --data"),
+        (["--models", MODEL, "--attacks", "A13"], "need --data"),
         ([], "no results"),
     ],
 )

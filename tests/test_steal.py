@@ -120,7 +120,9 @@ def test_a_quantised_model_cannot_be_refitted() -> None:
 # The claim.
 
 
-@pytest.mark.parametrize("name", ["mlp_scratch", "cnn_scratch", pytest.param("cnn_tuned_3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mlp_scratch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn_scratch", "cnn_tuned_3"))]
+)
 def test_a_model_stolen_from_artifact_is_as_good_as_the_victim(name: str, bundled: Any, data: bench.Data) -> None:
     path = VICTIMS / f"{name}.tflite"
     got = bench.theft(bundled(path, runs=32), path, data, 50)
@@ -136,6 +138,17 @@ def test_a_model_stolen_from_artifact_is_as_good_as_the_victim(name: str, bundle
     assert got.normalised["accuracy"] > 0.9
     # Adversarial examples carry over as from the victim itself.
     assert got.stolen.pgd > 0.8 * got.white_box.pgd > got.black_box.pgd
+
+
+def test_members_of_an_overfitted_victim_show(bundled: Any, data: bench.Data) -> None:
+    """80 samples, learnt by heart: the stolen model tells them as well as the victim, other models hardly."""
+    path = VICTIMS / "mlp_few.tflite"
+    x, y = data.members or (data.x, data.y)
+    got = bench.theft(bundled(path, runs=32), path, replace(data, members=(x[:80], y[:80])), 50)
+    white, stolen, null = got.white_box, got.stolen, got.null
+    assert min(white.member_auc or 0, white.gradient_auc or 0, stolen.member_auc or 0, stolen.gradient_auc or 0) >= 0.7
+    assert (white.member_tpr or 0) > 0.02 and got.normalised["member_auc"] > 0.9
+    assert abs((null.member_auc or 0) - 0.5) < 0.1 and (got.black_box.member_auc or 1) < 0.62
 
 
 @pytest.mark.slow
@@ -166,6 +179,7 @@ def test_large_masks_hide_the_order(bundled: Any, data: bench.Data) -> None:
     view = bundled(path, "shadownet:paper", runs=16)
     got = steal(view, Network(skeleton(path.read_bytes())))
     assert all(piece.order == "unknown" for piece in got.pieces) and got.queries == 0 and got.fitted == "nothing"
+    assert (got.network.classify(data.x) == data.y).mean() < 0.3  # ten classes
 
 
 def test_a_relative_of_another_seed_helps_little(bundled: Any, data: bench.Data) -> None:
