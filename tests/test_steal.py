@@ -35,9 +35,14 @@ def data() -> bench.Data:
 def bundled(tmp_path: Path, device_key: Path, data: bench.Data) -> Callable[..., AdversaryView]:
     """Convert a victim; its view, with a transcript of the attacker's own runs if ``runs``."""
 
-    def make(model: Path, scheme: str = "shadownet:artifact", runs: int = 0, base: Path | None = None) -> AdversaryView:
+    def make(
+        model: Path, scheme: str = "shadownet:artifact", runs: int = 0, base: Path | None = None, **options: Any
+    ) -> AdversaryView:
         bundle = tmp_path / f"{model.stem}.shadow"
-        shadownet.convert(model, bundle, scheme=scheme, calibration=[data.queries[:16]], overwrite=True)
+        samples = [data.queries[:16]]
+        if scheme == "delta":
+            options["base"] = base
+        shadownet.convert(model, bundle, scheme=scheme, calibration=samples, overwrite=True, **options)
         view = bench.open_view(bundle, base)
         if runs:
             crossed = lab.record(bundle, data.queries[:runs])
@@ -164,6 +169,25 @@ def test_with_a_public_relative_no_transcript_is_needed(bundled: Any, data: benc
     assert {piece["order"] for piece in got.pieces} <= {"public model", "natural"}
     assert got.stolen.fidelity > 0.95 and got.base is not None
     assert got.base.accuracy < 0.5 < got.stolen.accuracy
+
+
+@pytest.mark.parametrize(("scheme", "least"), [("shadownet:artifact", 0.95), ("shadownet:paper", 0.9), ("slalom", 0.9)])
+def test_weights_in_fixed_point_are_stolen_with_a_public_relative(
+    scheme: str, least: float, bundled: Any, data: bench.Data
+) -> None:
+    """Pads hide activations, not weights: the steps of filters come from the public model, biases from 100 labels."""
+    path, base = VICTIMS / "mlp_tuned_3.tflite", VICTIMS / "mlp_base.tflite"
+    got = bench.theft(
+        bundled(path, scheme, base=base, activations="exact"), path, replace(data, members=None), 100, base
+    )
+    assert got.stolen.fidelity > least > got.black_box.fidelity and got.fitted == "biases"
+
+
+def test_delta_leaves_no_more_to_steal_than_labels_buy(bundled: Any, data: bench.Data) -> None:
+    path, base = VICTIMS / "mlp_tuned_3.tflite", VICTIMS / "mlp_base.tflite"
+    view = bundled(path, "delta", base=base, activations="exact")
+    got = bench.theft(view, path, replace(data, members=None), 0, base)
+    assert got.base is not None and got.stolen.accuracy < got.base.accuracy + 0.05 < 0.3
 
 
 def test_files_alone_and_labels_are_less(bundled: Any, data: bench.Data) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shadownet.attacks import exposed
 from shadownet.attacks.catalogue import WEIGHT_ATTACKS
 from shadownet.attacks.recovery import Recovery
 from shadownet.attacks.view import AdversaryView, PublicLayer
@@ -79,6 +80,7 @@ ATTACKS = {
     )
 }
 STEAL = ATTACKS["A13"].name
+IN_CLEAR, MIXING = ("none", "slalom", "darknetz"), ("groupcover", "mix")  # families of schemes, by what they do
 WITH_PRIOR = ("A1", "A2", "A9", "A7", "A8", "A6")  # the believable first where they tie
 
 
@@ -95,28 +97,30 @@ def select(names: str | None) -> list[Attack]:
 
 def believed(view: AdversaryView, layer: PublicLayer) -> tuple[str, Recovery]:
     """(name, what came out) of the attack that an attacker would trust for this layer; never looks at any truth."""
-    prior = view.prior(layer)
+    prior, family = view.prior(layer), view.scheme.partition(":")[0]
+    if family in IN_CLEAR:
+        return "A0", exposed.attack(view, layer)
+    if family in MIXING and prior is not None:
+        found = ATTACKS["A7"].run(view, layer)
+        if found is not None:
+            return "A7", found
     if layer.slots > layer.per_group:
         for name in ("A3", "A4") if prior is not None else ("A4",):
             found = ATTACKS[name].run(view, layer)
             if found is not None:
                 return name, found
-    if view.scheme.startswith("shadownet:"):
+    if family == "shadownet":
         if layer.depthwise and prior is not None:
             found = ATTACKS["A2"].run(view, layer)
             if found is not None:
                 return "A2", found
-        exposed = ATTACKS["A0"].run(view, layer)
-        assert exposed is not None
-        return "A0", exposed
+        return "A0", exposed.attack(view, layer)
     if prior is not None:
         trials = [(name, ATTACKS[name].run(view, layer)) for name in ("A0", *WITH_PRIOR)]
         usable = [(name, found) for name, found in trials if found is not None and found.rows.shape == prior.shape]
         if usable:
             return min(usable, key=lambda trial: _apart(trial[1].rows, prior))
-    exposed = ATTACKS["A0"].run(view, layer)
-    assert exposed is not None
-    return "A0", exposed
+    return "A0", exposed.attack(view, layer)
 
 
 def _apart(rows: Array, prior: Array) -> float:
