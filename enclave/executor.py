@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,12 @@ class Executor:
         model so.
         """
         entry = self.program.entries[key]
+        # Until all of it succeeds there is nothing to run: masks and pointers of other shapes would reach past what
+        # belongs to them.
+        self._entry, before = None, self._entry
         lanes = lanes if native.load() is not None and not self.program.stateful else 1
         if lanes != self.lanes:
-            self.lanes, self._shapes, self._entry = lanes, [], None
+            self.lanes, self._shapes, before = lanes, [], None
         known: dict[int, Shape] = {t: a.shape for t, a in entry.constants.items()}
         known |= {spec.index: shape for spec, shape in zip(entry.inputs, shapes, strict=True)}
         layers = dict(enumerate(self._shapes))
@@ -79,14 +83,11 @@ class Executor:
                 own = self._output_shape(step)
                 layers[step.number] = (known[step.input], own)
                 known[step.output] = _broadcast(own, known.get(step.format.residual))
-        if not self._is_open(layers) or key != self._entry or shapes != self._inputs:
-            # Until all of it succeeds there is nothing to run: masks and pointers of other shapes would read past
-            # what belongs to them.
-            self._entry = None
+        if not self._is_open(layers) or key != before or shapes != self._inputs:
             self.masks = MaskPool([], self._make_mask, self._mask_memory)
             self._open(layers)
             self._compile(entry, known)
-            self._entry, self._inputs = key, shapes
+        self._entry, self._inputs = key, shapes
         return (
             [_reshaped(spec, shape) for spec, shape in zip(entry.inputs, shapes, strict=True)],
             [_reshaped(spec, known[spec.index]) for spec in entry.outputs],
@@ -159,15 +160,29 @@ class Executor:
             later.update(step.reads())
         assert self._link is not None
         checks = {
-            layer.number: self._checkers[layer.number].native(self._geometries[layer.number], self._link.kept)
+            layer.number: self._checkers[layer.number].native(self._geometries[layer.number], self._link.kept[lane])
             for layer in layers
             if layer.number in self._checkers
         }
         for number, check in checks.items():
             self._native_checks.setdefault(number, []).append(check)
-        made = Stretch(layers, self._shapes, later, self._link, checks, lane)
+        places = {} if lane else self._places(entry, layers)
+        made = Stretch(layers, self._shapes, later, places, self._link, checks, lane)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
+
+    def _places(self, entry: Entry, layers: list[Layer]) -> dict[int, Array]:
+        """Results of ``layers`` that one segment alone reads, and where it reads them: there they can be stored."""
+        found: dict[int, Array] = {}
+        outputs = {layer.output for layer in layers} - {spec.index for spec in entry.outputs}
+        readers = Counter(t for step in entry.steps for t in step.reads())
+        fixed = {spec.index for spec in entry.inputs} | set(entry.constants)
+        fixed |= {step.output for step in entry.steps if isinstance(step, Layer)}
+        for step in entry.steps:
+            if isinstance(step, Segment) and fixed.issuperset(step.reads()):  # others may have to be prepared again
+                wanted = [(t, local) for t, local in step.inputs if t in outputs and readers[t] == 1]
+                found |= {t: self._runtime().input(step.subgraph, local) for t, local in wanted}
+        return found
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
         """One inference of the allocated entry. ``inputs`` are private copies in its order; returns the outputs,
@@ -269,7 +284,8 @@ class Executor:
         assert link is not None
         encoded, context = layer.format.encode(tensors[layer.input])
         target = link.input(number)
-        sent = link.kept[: target.size].reshape(target.shape)  # private: what is checked is not read back from outside
+        # What is checked is private, not read back from outside.
+        sent = link.kept[0][: target.size].reshape(target.shape)
         residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
         np.copyto(target, sent)
         began = time.perf_counter()
