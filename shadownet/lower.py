@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Obfuscated, Scheme
 from shadownet import tiling
 from shadownet.cost import sending
-from shadownet.graph import Graph, ModelWriter, Subgraph
+from shadownet.graph import Graph, ModelWriter, Op, Subgraph, SubgraphWriter
 from shadownet.graph.ir import OP_NAMES
 from shadownet.interface import interface_spec
 from shadownet.linear import OPTIONS, LinearOp
@@ -280,14 +281,45 @@ class Lowering:
         for t in sorted(touched):
             shape = part.shapes.shape[t] if t in step.inputs else None
             mapping[t] = target.copy_tensor(source, source.tensors[t], shape)
+        joins = _joined_for_pooling(source, step)
+        joining = {join.id for join in joins.values()}
         for op in step.ops:
-            target.copy_op(self._graph, op, mapping)
+            if op.id in joins:
+                self._pool_then_join(part, target, op, joins[op.id], mapping)
+            elif op.id not in joining:
+                target.copy_op(self._graph, op, mapping)
         target.interface([mapping[t] for t in step.inputs], [mapping[t] for t in step.outputs])
         return {
             "subgraph": target.index,
             "inputs": [[t, mapping[t]] for t in step.inputs],
             "outputs": [[t, mapping[t]] for t in step.outputs],
         }
+
+    def _pool_then_join(
+        self, part: Partition, target: SubgraphWriter, pool: Op, join: Op, mapping: dict[int, int]
+    ) -> None:
+        """Max-pooling keeps channels apart, so parts pooled before they are joined give the same in fewer bytes."""
+        pooled, shape = [], part.shapes.shape
+        for t in join.inputs:
+            pooled.append(target.tensor("pooled", (*shape[pool.outputs[0]][:3], shape[t][3])))
+            target.copy_op(self._graph, pool, {pool.inputs[0]: mapping[t], pool.outputs[0]: pooled[-1]})
+        parts = dict(zip(join.inputs, pooled, strict=True))
+        target.copy_op(self._graph, join, parts | {join.outputs[0]: mapping[pool.outputs[0]]})
+
+
+def _joined_for_pooling(graph: Subgraph, step: Step) -> dict[int, Op]:
+    """Float concatenations of channels that nothing but a max-pooling reads, by that pooling's id."""
+    makers = {op.outputs[0]: op for op in step.ops if op.kind == "CONCATENATION"}
+    readers = Counter(t for op in step.ops for t in op.reads())
+    found = {}
+    for op in step.ops:
+        join = makers.get(op.input(0)) if op.kind == "MAX_POOL_2D" else None
+        if join is None or readers[join.outputs[0]] > 1 or join.outputs[0] in step.outputs:
+            continue
+        plain = join.options.fusedActivationFunction == 0 and join.options.axis in (3, -1)
+        if plain and graph.tensors[join.outputs[0]].dtype == "float32" and len(set(join.inputs)) == len(join.inputs):
+            found[op.id] = join
+    return found
 
 
 def _stateful(graph: Subgraph) -> bool:
