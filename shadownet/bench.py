@@ -278,7 +278,7 @@ def _layers(contender: Contender, setting: Setting) -> list[dict[str, Any]]:
         session.allocate(0, [value.shape for value in contender.inputs])
         session.prepare(TRACED + WARM_UP)
         spent: dict[tuple[str, str], list[float]] = {}
-        for done in range(TRACED + WARM_UP):
+        for done in track(range(TRACED + WARM_UP), "measuring each layer"):
             session.invoke(contender.inputs)
             for event in session.events():
                 if done >= WARM_UP:
