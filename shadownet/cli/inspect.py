@@ -21,6 +21,7 @@ def inspect(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace, path: Path) -> None:
     from shadownet.analysis import Reference
     from shadownet.graph import load
+    from shadownet.outline import outline
     from shadownet.partition import partition
 
     graph, _ = load(path)
@@ -42,7 +43,7 @@ def _model(args: argparse.Namespace, path: Path) -> None:
                 for op in part.graph.ops
             ]
             segments = sum(step.linear is None for step in part.steps)
-            entries.append({"subgraph": entry, "ops": ops, "segments": segments})
+            entries.append({"subgraph": entry, "ops": ops, "segments": segments, "steps": outline(part)})
     if args.json:
         as_json({"model": str(path), "entries": entries})
         return
