@@ -18,6 +18,7 @@ typedef struct {
 } Check;
 
 enum { LANES = 16 };
+enum { SAMPLED = 32 }; /* of so many input positions the norm of one is looked at first */
 
 /* The columns first to last of a window at column x that lie inside the image. */
 static inline int64_t first_column(int64_t ix) { return ix < 0 ? -ix : 0; }
@@ -112,11 +113,11 @@ AVX512 static void expect4(const Check *c, int64_t b, int64_t y, int64_t x, int6
 }
 #endif
 
-/* The largest squared norm of input positions from `first` on. */
-CLONES static float largest_norm(const Check *c, int64_t first) {
+/* The largest squared norm of every `step`-th input position. */
+CLONES static float largest_norm(const Check *c, int64_t step) {
     const int64_t positions = c->batch * c->height * c->width;
     float most = 0;
-    for (int64_t p = first; p < positions; p++) {
+    for (int64_t p = 0; p < positions; p += step) {
         const float *x = c->input + p * c->channels;
         float lane[LANES] = {0}, sum = 0;
         int64_t i = 0;
@@ -128,30 +129,6 @@ CLONES static float largest_norm(const Check *c, int64_t first) {
     }
     return most;
 }
-
-#if HAVE_AVX512
-/* The same of all positions, four at a time. */
-AVX512 static float largest_norm4(const Check *c) {
-    const int64_t whole = c->batch * c->height * c->width / 4 * 4, n = c->channels;
-    __m128 most = _mm_setzero_ps();
-    for (int64_t p = 0; p < whole; p += 4) {
-        const float *x = c->input + p * n;
-        __m512 a0 = _mm512_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;
-        for (int64_t i = 0; i < n; i += 16) {
-            const __mmask16 some = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;
-            const __m512 x0 = _mm512_maskz_loadu_ps(some, x + i), x1 = _mm512_maskz_loadu_ps(some, x + n + i);
-            const __m512 x2 = _mm512_maskz_loadu_ps(some, x + 2 * n + i), x3 = _mm512_maskz_loadu_ps(some, x + 3 * n + i);
-            a0 = _mm512_fmadd_ps(x0, x0, a0), a1 = _mm512_fmadd_ps(x1, x1, a1);
-            a2 = _mm512_fmadd_ps(x2, x2, a2), a3 = _mm512_fmadd_ps(x3, x3, a3);
-        }
-        most = _mm_max_ps(most, reduce4(a0, a1, a2, a3));
-    }
-    float four[4], rest = largest_norm(c, whole);
-    _mm_storeu_ps(four, most);
-    for (int k = 0; k < 4; k++) rest = four[k] > rest ? four[k] : rest;
-    return rest;
-}
-#endif
 
 /* The same in doubles, for inputs whose squares leave the range of floats. */
 static double largest_norm_wide(const Check *c) {
@@ -168,19 +145,13 @@ static double largest_norm_wide(const Check *c) {
     return most;
 }
 
-static double largest_norm_of(const Check *c, int wide) {
-    float most;
-#if HAVE_AVX512
-    most = wide ? largest_norm4(c) : largest_norm(c, 0);
-#else
-    (void)wide;
-    most = largest_norm(c, 0);
-#endif
+static double largest_norm_of(const Check *c) {
+    const float most = largest_norm(c, 1);
     return most > 1e-28f && most < 1e37f ? most : largest_norm_wide(c);
 }
 
-/* All right-hand sides; returns the largest squared norm of an input position. */
-static double expect(const Check *c, int wide) {
+/* All right-hand sides. */
+static void expect(const Check *c, int wide) {
     const int64_t reach = (c->kernel_width - 1) * c->dilation_width;
     int64_t p = 0;
     for (int64_t b = 0; b < c->batch; b++)
@@ -197,7 +168,6 @@ static double expect(const Check *c, int wide) {
                     expect_some(c, b, y, x, count, p);
                 x += count, p += count;
             }
-    return largest_norm_of(c, wide);
 }
 
 /* The left-hand sides of rows `first` on, from the private copy [rows, slots]. */
@@ -215,10 +185,17 @@ CLONES static void sum_rows(const Check *c, const float *copy, int64_t first, in
         }
 }
 
-/* Whether both sides agree everywhere. Written so that what is not a number does not, nor what was sent not finite. */
-static int agree(const Check *c, int64_t rows, double norm) {
+/* Whether both sides agree everywhere if the largest squared norm is this. Written so that what is not a number does
+ * not, nor what was sent not finite. */
+static int agree_within(const Check *c, int64_t rows, double norm) {
     const double allowed = c->tolerance * sqrt(norm) + c->least;
     int good = allowed < INFINITY;
     for (int64_t i = 0; i < VECTORS * rows; i++) good &= fabs((double)c->sums[i] - (double)c->expected[i]) <= allowed;
     return good;
+}
+
+/* Whether both sides agree. The largest norm of a few positions is no larger than that of all, so an answer that
+ * passes by it passes; honest answers stay far below the tolerance, and the rest is hardly ever looked at. */
+static int agree(const Check *c, int64_t rows) {
+    return agree_within(c, rows, largest_norm(c, SAMPLED)) || agree_within(c, rows, largest_norm_of(c));
 }

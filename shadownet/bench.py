@@ -291,13 +291,13 @@ def _layers(contender: Contender, setting: Setting) -> list[dict[str, Any]]:
             session.invoke(contender.inputs)
             for event in session.events():
                 if done >= WARM_UP:
-                    spent.setdefault((event["name"], event["pid"]), []).append(event["dur"] * 1e-3)
+                    spent.setdefault((event["name"], event["kind"]), []).append(event["seconds"] * 1e3)
     finally:
         session.close()
     rows = []
     for layer in session.manifest["layers"]:
         name = layer["signature"]
-        away, both = (float(np.median(spent.get((name, pid), [0.0]))) for pid in ("accelerator", "enclave"))
+        away, both = (float(np.median(spent.get((name, kind), [0.0]))) for kind in ("wait", "work"))
         rows.append({"layer": name, "accelerator_ms": away, "enclave_ms": both - away, "macs": layer["macs"]})
     return rows
 

@@ -99,10 +99,9 @@ def in_c(layer: Answered, checker: Checker, answer: Array | None = None) -> bool
     ring, bell = os.pipe()
     try:
         link = native.Link(native.address(record), 0, bell, ring, ring, -1, 10**9, 10**9)
-        lane = np.zeros(1, native.LANE)
-        lane["steps"], lane["count"] = native.address(steps), 2
+        lane = native.Lane(steps=native.address(steps), count=2)
         row, zeros = np.zeros(max(slots, 16), np.float32), np.zeros(max(slots, 16), np.float32)
-        where = (native.address(lane), 1, native.address(row), native.address(zeros))
+        where = (lane, 1, native.address(row), native.address(zeros))
         code = native.load()(link, *where, ctypes.c_int64(0))
     finally:
         os.close(ring)

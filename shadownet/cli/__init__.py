@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--std", type=float, metavar="S", help="for images: (pixel - mean) / std")
     p.add_argument("--num_runs", type=_count, default=1, metavar="N", help="run every sample N times, for timing")
     _session_flags(p)
-    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto or chrome://tracing")
+    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto: times and sizes, no values")
     p.add_argument("--record", metavar="DIR", help="write every byte that crosses to DIR/transcript.npz")
     key(p)
 
@@ -111,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("inspect", "show what runs where and why", "inspect")
     p.add_argument("path", metavar="MODEL.tflite|BUNDLE")
+    p.add_argument(
+        "--format", choices=["table", "json", "dot"], default="table", help="dot: for Graphviz (default: %(default)s)"
+    )
 
     p = verb("seal", "copy a bundle for another device", "owner")
     p.add_argument("bundle", metavar="BUNDLE")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import time
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from shadownet import timeline
 from shadownet.cli.output import as_json, human
 from shadownet.interpreter import check
 from shadownet.media import Pixels, load_array, load_inputs
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             outputs.append(result)
         stats = session.stats()
         if args.trace:
-            _write(args.trace, json.dumps({"traceEvents": session.events()}))
+            timeline.write(args.trace, session.timeline())
         names = session.outputs
     finally:
         session.close()
@@ -72,13 +72,6 @@ def _transcript(directory: str) -> str:
     if os.path.exists(path):
         raise InputError(f"{path} exists already", "give another directory to --record")
     return path
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _save(path: str, outputs: list[list[Array]], specs: list[TensorSpec]) -> None:
