@@ -54,6 +54,23 @@ def bench() -> Json:
             "environment": "a machine, 2 cores"}  # fmt: skip
 
 
+def simulated() -> Json:
+    def row(device: str, contender: str, ms: float, counts: Json | None) -> Json:
+        spread = {"low": 0.5 * ms, "expected": ms, "high": 2.0 * ms}
+        return {"device": device, "contender": contender, "ratio": 1.2, "ta_memory": None, "latency_ms": spread,
+                "memory": {"verdict": "fits"}, "terms": {"enclave_macs": spread},
+                "dominant": {"what": "work", "remedy": "less"}, "times_unprotected": ms / 2, "counts": counts}  # fmt: skip
+
+    counts = {"crossings": 3, "bytes_out": 500, "bytes_in": 400}
+    return {
+        "version": 1, "model": "net.tflite", "kind": "model", "sweep": None, "notes": ["Predicted."],
+        "devices": [{"name": name, "description": f"a {name}"} for name in ("board", "server")],
+        "rows": [row(device, name, ms, None if name == "unprotected" else counts)
+                 for device in ("board", "server")
+                 for name, ms in (("unprotected", 2.0), ("tee", 20.0), ("shadownet:fast", 8.0))],
+    }  # fmt: skip
+
+
 def attack() -> Json:
     def scored(name: str, recovered: float) -> Json:
         scores = [
@@ -81,13 +98,18 @@ def matrix() -> Json:
 
 
 def trace(inferences: int = 2) -> Json:
-    events = []
-    for start in range(0, 10_000 * inferences, 10_000):
-        spans = [("mask and send", "enclave", 0, 50), (LAYERS[0], "enclave", 100, 500), (LAYERS[0], "accelerator", 110, 400),
-                 ("segment 1", "enclave", 700, 200)]  # fmt: skip
-        for name, where, at, length in spans:
-            events.append({"name": name, "ph": "X", "pid": where, "tid": 0, "ts": float(start + at), "dur": float(length)})
-    return {"traceEvents": events}
+    enclave, accelerator = 11, 12
+    events: list[Json] = [
+        {"ph": "M", "name": "process_name", "pid": pid, "tid": pid, "args": {"name": name}}
+        for pid, name in ((10, "app"), (enclave, "enclave (trusted)"), (accelerator, "accelerator (untrusted)"))
+    ]
+    layer = LAYERS[0]
+    for start in range(1000, 1000 + 10_000 * inferences, 10_000):
+        spans = [("invoke", 10, -50, 1100), ("inference", enclave, 0, 900), ("mask and send", enclave, 0, 50), (layer, enclave, 100, 500),
+                 (f"wait for {layer}", enclave, 150, 400), ("trusted segment", enclave, 700, 200), (layer, accelerator, 120, 380)]  # fmt: skip
+        for name, pid, at, length in spans:
+            events.append({"name": name, "ph": "X", "pid": pid, "tid": pid, "ts": float(start + at), "dur": float(length)})
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
 def png() -> str:

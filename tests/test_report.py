@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_samples import SCRIPT, attack, bench, bundle, inspected, matrix, pictures, trace
+from report_samples import SCRIPT, attack, bench, bundle, inspected, matrix, pictures, simulated, trace
 
 import shadownet
 from shadownet.cli import main
@@ -58,19 +58,25 @@ def test_a_bundle_alone_is_a_chain() -> None:
 
 def test_only_the_last_inference_of_a_trace_is_shown() -> None:
     timeline = assembled(trace(inferences=3))["timeline"]
-    assert [s["name"] for s in timeline["spans"]] == ["mask and send", "layer000_conv_2d", "layer000_conv_2d", "segment 1"]
-    assert timeline["spans"][0]["at"] == 0.0 and timeline["total"] == pytest.approx(0.9)
+    shown = [(s["where"], s["name"], round(s["at"], 6), s["ms"]) for s in timeline["spans"]]
+    layer = "layer000_conv_2d"
+    assert shown == [("enclave", "mask and send", 0.0, 0.05), ("enclave", layer, 0.1, 0.5), ("accelerator", layer, 0.12, 0.38),
+                     ("wait", layer, 0.15, 0.4), ("enclave", "trusted segment", 0.7, 0.2)]  # fmt: skip
+    assert timeline["total"] == pytest.approx(0.9)
 
 
-def test_processes_of_a_trace_may_have_names_of_their_own() -> None:
-    named = trace(inferences=1)
-    for event in named["traceEvents"]:
-        event["pid"] = {"enclave": 1, "accelerator": 2}[event["pid"]]
-    named["traceEvents"] += [
-        {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"the {name} process"}}
-        for pid, name in ((1, "enclave"), (2, "accelerator"))
-    ]
-    assert assembled(named) ["timeline"] == assembled(trace(inferences=1))["timeline"]
+def test_without_a_bench_times_come_from_the_trace() -> None:
+    step = assembled(inspected(), trace())["steps"][0]
+    assert step["accelerator_ms"] == 0.4 and step["enclave_ms"] == pytest.approx(0.1)
+
+
+def test_a_device_is_beside_what_was_measured() -> None:
+    report = assembled(bench(), simulated())
+    assert [g["where"] for g in report["latency"]] == ["measured here", "simulated: board", "simulated: server"]
+    bar = report["latency"][1]["bars"][2]
+    assert (bar["ms"], bar["low"], bar["high"], bar["ratio"], bar["bytes"]) == (8.0, 4.0, 16.0, 4.0, 900)
+    assert "not measured" in report["latency"][1]["how"] and "a board" in report["latency"][1]["how"]
+    assert [f["value"] for f in report["facts"]] == ["1.70×", "4.00×"]
 
 
 def test_the_matrix_has_an_interval_and_controls() -> None:
@@ -89,7 +95,7 @@ def test_two_networks_are_one_too_many() -> None:
 
 # Hostile files.
 
-MAKERS: list[Callable[[], Any]] = [inspected, bundle, bench, attack, matrix, trace, pictures]
+MAKERS: list[Callable[[], Any]] = [inspected, bundle, bench, attack, matrix, trace, pictures, simulated]
 
 
 @pytest.mark.parametrize("make", MAKERS)

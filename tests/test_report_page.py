@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import SCRIPT, attack, bench, bundle, inspected, matrix, pictures, trace
+from report_samples import SCRIPT, attack, bench, bundle, inspected, matrix, pictures, simulated, trace
 
 from shadownet.report import documents
 from shadownet.report.assemble import assemble
@@ -67,7 +67,7 @@ def _own(url: str, path: Path) -> bool:
 
 
 def everything() -> list[Any]:
-    return [inspected(), bundle(), bench(), attack(), matrix(), trace(), pictures(), {"accuracy": {"unprotected": 0.9, "protected": 0.89}, "samples": 100}]  # fmt: skip
+    return [inspected(), bundle(), bench(), simulated(), attack(), matrix(), trace(), pictures(), {"accuracy": {"unprotected": 0.9, "protected": 0.89}, "samples": 100}]  # fmt: skip
 
 
 def test_every_part_is_there(show: Open) -> None:
@@ -156,7 +156,7 @@ def test_every_measured_number_leads_to_how(show: Open) -> None:
         note = link.get_attribute("href")
         assert page.locator(f"{note}").count() == 1
         assert link.get_attribute("title") == page.locator(f"{note}").text_content()
-    assert page.locator(".facts .how").count() == page.locator(".facts li").count() == 4
+    assert page.locator(".facts .how").count() == page.locator(".facts li").count() == 5
 
 
 def test_hostile_names_stay_text(show: Open) -> None:

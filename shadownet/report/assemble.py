@@ -49,7 +49,7 @@ def assemble(documents: Sequence[Document]) -> Json:
         "bundle": None if described is None else vars(described) | {"layers": []},
         "steps": steps,
         "timeline": timeline,
-        "latency": benches,
+        "latency": benches + [group for d in by.get("simulate", []) for group in parsed(d, costs.simulated)],
         "accuracy": [parsed(d, costs.accuracy) for d in by.get("accuracy", [])],
         "runs": [parsed(d, costs.run) for d in by.get("run", [])],
         "verdicts": [parsed(d, costs.verify) for d in by.get("verify", [])],
@@ -103,11 +103,11 @@ def _add_times(
             return
     if timeline is not None:
         _times_of(steps, timeline["spans"])
-        how["time"] = f"One traced inference ({one['trace'].source if one['trace'] else ''}); a single run scatters."
+        how["time"] = f"One traced inference ({one['trace'].source if one['trace'] else ''}); the enclave waiting, and at work; a single run scatters."
 
 
 def _times_of(steps: list[Json], spans: list[Json]) -> None:
-    away = {s["name"]: s["ms"] for s in spans if s["where"] == "accelerator"}
+    away = {s["name"]: s["ms"] for s in spans if s["where"] == "wait"}
     both = {s["name"]: s["ms"] for s in spans if s["where"] == "enclave"}
     for step in steps:
         if step["name"] in both and step["name"] in away:
@@ -132,10 +132,11 @@ def _heat(by: dict[str, list[Document]], one: dict[str, Document | None]) -> lis
 def _facts(report: Json, attacked: Document | None) -> list[Json]:
     """The few numbers that come first, each with how it was measured."""
     facts = []
-    bars = [bar for group in report["latency"] for bar in group["bars"] if bar["name"] not in ("unprotected", "tee")]
-    if len(report["latency"]) == 1 and bars and bars[0]["ratio"]:
-        note, how = f"the unprotected model’s ({bars[0]['name']})", report["latency"][0]["how"]
-        facts.append({"label": "latency", "value": f"{bars[0]['ratio']:.2f}×", "note": note, "how": how})
+    for group in report["latency"][:2]:
+        bar = next((b for b in group["bars"] if b["name"] not in ("unprotected", "tee") and b["ratio"]), None)
+        if bar is not None:
+            note = f"the unprotected model’s, {bar['name']}"
+            facts.append({"label": f"latency, {group['where']}", "value": f"{bar['ratio']:.2f}×", "note": note, "how": group["how"]})
     if report["accuracy"]:
         shares = [_percent(b["share"]) for b in report["accuracy"][0]["bars"][:2] if b["share"] is not None]
         facts.append({"label": "accuracy", "value": " → ".join(shares), "note": "unprotected → protected", "how": report["accuracy"][0]["how"]})

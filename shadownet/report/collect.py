@@ -50,7 +50,7 @@ def collect(request: Request) -> list[Json]:
     sizes = {f.name: f.stat().st_size for f in sorted(request.bundle.iterdir()) if f.is_file()}
     found: list[Json] = [{"manifest": manifest, "sizes": sizes}]
     note("report: one traced inference")
-    found.append({"traceEvents": _trace(request)})
+    found.append(_trace(request))
     if request.model is None:
         note("report: --model adds the graph, the attacks, latency and accuracy")
         return found
@@ -79,19 +79,17 @@ def _sample(part: Partition) -> list[Array]:
     return random_inputs([interface_spec(part, t) for t in part.graph.inputs], 0)
 
 
-def _trace(request: Request) -> list[Json]:
-    """Events of the last of a few inferences, all with prepared masks."""
+def _trace(request: Request) -> Json:
+    """The timeline of a few inferences, all with prepared masks; the last one is shown."""
     session = Session(request.bundle, resolve_key(request.key), trace=True)
     try:
         specs = session.entries[0][0]
         session.allocate(0, [spec.shape for spec in specs])
         session.prepare(WARM_UP + 1)
         inputs = random_inputs(specs, 0)
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP + 1):
             session.invoke(inputs)
-        session.events()
-        session.invoke(inputs)
-        return session.events()
+        return session.timeline()
     finally:
         session.close()
 

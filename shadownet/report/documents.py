@@ -33,6 +33,7 @@ KINDS: dict[str, set[str]] = {
     "check": {"bundle", "gates"},
     "arena": {"cells"},
     "cell": {"model", "scheme", "attack", "runs"},
+    "simulate": {"devices", "rows", "notes"},
     "verify": {"worst", "differing", "top"},
     "accuracy": {"accuracy"},
     "rounding": {"rounding"},

@@ -13,37 +13,41 @@ function track(...parts) {
 
 function timeSection() {
   const { spans, total } = REPORT.timeline;
-  const inside = spans.filter((s) => s.where === "enclave"), away = spans.filter((s) => s.where === "accelerator");
+  const of = (where) => spans.filter((s) => s.where === where);
+  const [inside, waits, away] = [of("enclave"), of("wait"), of("accelerator")];
   const sum = (list) => list.reduce((a, s) => a + s.ms, 0);
-  const segments = inside.filter((s) => s.name.startsWith("segment"));
-  const out = sum(away), kept = sum(segments), layers = Math.max(sum(inside) - kept - out, 0);
-  const rest = Math.max(total - out - kept - layers, 0);
-  const shares = [["accelerator and waiting", out, "accelerator"], ["enclave: mask, check, restore", layers, "enclave"], ["enclave: trusted segments", kept, "segment"], ["between steps", rest, "rest"]].filter(([, ms]) => ms > 0);
+  const segments = sum(inside.filter((s) => s.name === "trusted segment")), masks = sum(inside.filter((s) => s.name === "make masks"));
+  const waiting = sum(waits), layers = Math.max(sum(inside) - segments - masks - waiting, 0);
+  const shares = [["waiting for the accelerator", waiting, "accelerator"], ["enclave: mask, check, restore", layers, "enclave"],
+    ["enclave: trusted segments", segments, "segment"], ["enclave: making masks", masks, "segment"],
+    ["between steps", Math.max(total - waiting - layers - segments - masks, 0), "rest"]].filter(([, ms]) => ms > 0);
   let at = 0;
   const whole = track(...shares.map(([name, ms, kind]) => { const from = at / total; at += ms; return [from, at / total, kind, `${name}: ${time(ms)}`]; }));
-  const note = how("One traced inference with masks prepared beforehand, after a few that are not traced; a single run scatters, and tracing itself takes a little. The accelerator’s time contains the way there and back.");
+  const note = how("The last inference of a trace, in the enclave from its input to its output; a single run scatters, and tracing takes a little itself. The accelerator’s own time is its own word.");
   const byName = new Map(REPORT.steps.map((s, n) => [s.name, n]));
+  const within = (list, span) => list.filter((s) => s.name === span.name && s.at + s.ms > span.at && s.at < span.at + span.ms);
   const rows = inside.map((span) => {
-    const call = away.find((s) => s.name === span.name && s.at >= span.at - 1e-6 && s.at <= span.at + span.ms + 1e-6);
-    const parts = [[span.at / total, (span.at + span.ms) / total, "enclave", `enclave ${time(span.ms)}`]];
-    if (call) parts.push([call.at / total, (call.at + call.ms) / total, "accelerator", `accelerator ${time(call.ms)}`]);
-    const said = `${span.name}: ${time(span.ms)}${call ? `, of which ${time(call.ms)} accelerator` : ""}`;
+    const place = (s, kind) => [s.at / total, (s.at + s.ms) / total, kind];
+    const [waited, computed] = [within(waits, span), within(away, span)];
+    const said = `${span.name}: ${time(span.ms)}${waited.length ? `, of which ${time(sum(waited))} waiting` : ""}${computed.length ? `; the accelerator computes ${time(sum(computed))}` : ""}`;
     const step = byName.get(span.name);
-    return el("li", {}, el("button", { type: "button", "aria-label": said, title: said, click: () => { if (known(step)) select(step, "time"); } }, el("span", { class: "label" }, cut(span.name, 30)), track(...parts), el("span", { class: "ms" }, time(span.ms))));
+    return el("li", {}, el("button", { type: "button", "aria-label": said, title: said, click: () => { if (known(step)) select(step, "time"); } },
+      el("span", { class: "label" }, cut(span.name, 30)),
+      track(place(span, "enclave"), ...waited.map((s) => place(s, "wait")), ...computed.map((s) => place(s, "accelerator"))), el("span", { class: "ms" }, time(span.ms))));
   });
   const ticks = el("div", { class: "axis", "aria-hidden": "true" }, el("span", { class: "label" }), el("span", { class: "ticks" }, [0, 0.25, 0.5, 0.75, 1].map((t) => el("span", {}, time(total * t)))), el("span", { class: "ms" }));
-  return section("time", "One inference", [`${time(total)} from the first layer to the last.`, note],
+  return section("time", "One inference", [`${time(total)} in the enclave, of which it waits ${time(waiting)}; the accelerator says that it computed for ${time(sum(away))}.`, note],
     el("div", { class: "whole" }, whole), el("ul", { class: "shares" }, shares.map(([name, ms, kind]) => el("li", { class: kind }, el("b", {}, percent(ms / total)), ` ${name}, ${time(ms)}`))),
-    ticks, el("ol", { class: "waterfall", tabindex: "0", "aria-label": "Waterfall of the inference" }, rows));
+    ticks, el("ol", { class: "waterfall", tabindex: "0", "aria-label": "Waterfall of the inference" }, rows),
+    el("ul", { class: "legend below" }, el("li", { class: "enclave" }, "enclave at work"), el("li", { class: "wait" }, "enclave waits"), el("li", { class: "accelerator" }, "accelerator computes")));
 }
 
 function bars(group) {
-  const plain = group.bars[0] && group.bars[0].ms;
-  const most = Math.max(...group.bars.map((b) => Math.max(b.ms || 0, (b.high || 0) * (plain || 0))), 1e-9);
+  const most = Math.max(...group.bars.map((b) => Math.max(b.ms || 0, b.high || 0)), 1e-9);
   const rows = group.bars.map((bar, n) => {
     const kind = n === 0 ? "app" : bar.name === "tee" ? "enclave" : "accelerator";
-    const parts = known(bar.ms) ? [[0, bar.ms / most, kind, `${bar.name}: ${time(bar.ms)}`]] : [];
-    if (known(bar.low) && known(bar.high) && plain && n) parts.push([(bar.low * plain) / most, (bar.high * plain) / most, "whisker", `middle half: ${bar.low} to ${bar.high}`]);
+    const parts = known(bar.ms) ? [[0, bar.ms / most, kind, `${bar.name}: ${time(bar.ms)}; ${bar.note}`]] : [];
+    if (known(bar.low) && known(bar.high) && bar.low < bar.high) parts.push([bar.low / most, bar.high / most, "whisker", `${time(bar.low)} to ${time(bar.high)}`]);
     return el("li", {}, el("span", { class: "label", title: bar.note }, bar.name === "tee" ? "all in the enclave" : bar.name), track(...parts),
       el("span", { class: "ms" }, known(bar.ms) ? time(bar.ms) : "", bar.ratio && n ? el("b", {}, ` ${bar.ratio.toFixed(2)}×`) : null));
   });
@@ -69,7 +73,7 @@ function verdict(v) {
 }
 
 function costSection() {
-  const lead = "Beside the unprotected model and the one that runs entirely in the enclave. Here all of them share the same cores, so the enclave is as fast as the accelerator; on a device it is not.";
+  const lead = "Beside the unprotected model and the one that runs entirely in the enclave. What was measured here ran on the same cores, so that the enclave is as fast as the accelerator; on a device it is not.";
   const runs = REPORT.runs.map((r) => el("p", {}, `${r.runs} runs, median ${time(r.ms)}; ${bytes(r.bytes)} crossed in ${r.crossings} calls per run.`));
   return section("cost", "What it costs", lead, el("div", { class: "figures" }, REPORT.latency.map(bars), REPORT.accuracy.map(accuracyOf)), runs, REPORT.verdicts.map(verdict));
 }

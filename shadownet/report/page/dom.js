@@ -22,7 +22,7 @@ function scaled(value, units, base) {
 }
 const bytes = (value) => scaled(value, ["B", "kB", "MB", "GB"], 1000);
 const counted = (value) => (value < 1000 ? String(value) : scaled(value, ["", "k", "M", "G", "T"], 1000));
-const time = (value) => (value < 1 ? `${Number((value * 1000).toPrecision(3))}\u00a0µs` : `${Number(value.toPrecision(3))}\u00a0ms`);
+const time = (value) => (value === 0 ? "0" : value < 1 ? `${Number((value * 1000).toPrecision(3))}\u00a0µs` : `${Number(value.toPrecision(3))}\u00a0ms`);
 const percent = (value) => `${value > 0 && value < 0.0995 ? (value * 100).toFixed(1) : value > 0.9995 || value === 0 ? Math.round(value * 100) : (value * 100).toFixed(1)}\u00a0%`;
 const tiny = (value) => (value === 0 ? "0" : value.toExponential(1).replace("e-", "e\u2212").replace("e+", "e"));
 const dims = (shape) => shape.map((d) => (d < 0 ? "?" : d)).join("×");
