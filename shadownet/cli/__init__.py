@@ -171,6 +171,19 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
 
+    p = verb("report", "write one page that shows a bundle or results of the other verbs", "report")
+    p.add_argument("what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both")
+    p.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s")
+    p.add_argument("--model", metavar="TRUTH.tflite", help="the original: adds graph, attacks, latency, rounding")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
+    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: adds accuracy")
+    p.add_argument(
+        "--pictures", metavar="X", help="an image or .npy: adds what the accelerator sees of it; shows activations"
+    )
+    p.add_argument("--schemes", metavar="A,B", help="for --pictures: NAME[:VARIANT][+exact] (default: all)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    key(p)
+
     p = verb("demo", "protect a small network and watch it read digits", "demo")
     p.add_argument("-o", "--output", default="demo", metavar="DIR", help="where to write (default: %(default)s)")
     p.add_argument("--images", type=_count, default=100, metavar="N", help="digits to read (default: %(default)s)")

@@ -33,6 +33,7 @@ def inspect(args: argparse.Namespace) -> None:
 def _model(path: Path) -> Record:
     from shadownet.analysis import Reference
     from shadownet.graph import load
+    from shadownet.outline import outline
     from shadownet.partition import partition
 
     graph, _ = load(path)
@@ -56,7 +57,7 @@ def _model(path: Path) -> Record:
                 for op in part.graph.ops
             ]
             segments = sum(step.linear is None for step in part.steps)
-            entries.append({"subgraph": entry, "ops": ops, "segments": segments})
+            entries.append({"subgraph": entry, "ops": ops, "segments": segments, "steps": outline(part)})
     return {"model": str(path), "entries": entries}
 
 

@@ -14,6 +14,11 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=_plain))
 
 
+def as_printed(value: Any) -> Any:
+    """``value`` as whoever reads :func:`as_json`'s output gets it."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
