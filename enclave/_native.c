@@ -31,6 +31,7 @@ typedef struct {
     int64_t ring, wait, hangup, app; /* descriptors: two pipes, the accelerator's socket, the app's or -1 */
     int64_t spin_ns, timeout_ns;
     int64_t waiting_ns, reading_ns, finishing_ns, sending_ns, checking_ns; /* time spent, for the statistics */
+    int64_t arrived_ns; /* when the last answer did, for the timeline */
 } Link;
 
 /* One activation: clamp to [low, high], or leaky with slope low. */
@@ -328,6 +329,7 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     int outcome = await(link, lane->sequence, lane->asked, claimed, stream(pop, size), stream(push, size));
     const int64_t arrived = now_ns();
     link->waiting_ns += arrived - start;
+    link->arrived_ns = arrived;
     if (outcome != OK) return outcome;
     const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
     outcome = take(f, check_of(f), blocks);

@@ -197,7 +197,7 @@ class Executor:
         start = time.perf_counter()
         entry = self.program.entries[self._entry]
         tensors = [self._accept(entry, inputs) for inputs in requests]
-        masks = [self.masks.take() for _ in requests]
+        masks = [self._take_masks() for _ in requests]
         self._choose()
         for action, dead in self._actions:
             self._act(action, tensors, masks)
@@ -206,8 +206,16 @@ class Executor:
                     found.pop(t, None)
         for used in masks:
             self.masks.recycle(used)
+        self.trace.work("inference", start)
         self.seconds += time.perf_counter() - start
         return [[found[spec.index] for spec in entry.outputs] for found in tensors]
+
+    def _take_masks(self) -> MaskSet:
+        start, made = time.perf_counter(), self.masks.made_inline
+        taken = self.masks.take()
+        if self.masks.made_inline > made:
+            self.trace.work("make masks", start)
+        return taken
 
     @staticmethod
     def _accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
@@ -226,10 +234,10 @@ class Executor:
             began = time.perf_counter()
             if isinstance(action, Segment):
                 self._segment(action, found, copied=len(tensors) > 1)
-                self.trace.add(f"segment {action.subgraph}", "enclave", began)
+                self.trace.work("trusted segment", began)
             else:
                 found[action.output] = self._linear(action, found, own)
-                self.trace.add(action.name, "enclave", began)
+                self.trace.work(action.name, began)
 
     def _choose(self) -> None:
         """Choose the layer calls that are checked; inferences under way at the same time share the choice."""
@@ -267,16 +275,22 @@ class Executor:
         if layer.masked:
             sent = sent + masks.push(layer.number)
         np.copyto(link.input(layer.number), sent)
-        began = time.perf_counter()
-        link.call(layer.number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, bytes_sent=4 * sent.size)
-        answer = link.read(layer.number, layer.name)
+        answer = self._ask(layer)
         self._check(layer, sent, answer)
         y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
         if layer.masked:
             y -= masks.pop(layer.number)
         self._add_private(layer, encoded, y)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
+
+    def _ask(self, layer: Layer) -> Array:
+        """Have the accelerator run a layer, and copy its answer."""
+        assert self._link is not None
+        began = time.perf_counter()
+        self._link.call(layer.number, layer.name)
+        if self.trace.enabled:
+            self._link.crossed(layer.number, began, (began, time.perf_counter() - began), self.trace)
+        return self._link.read(layer.number, layer.name)
 
     def _exact(self, layer: Layer, residues: Residues, tensors: dict[int, Array], masks: MaskSet) -> Array:
         """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
@@ -288,10 +302,7 @@ class Executor:
         sent = link.kept[0][: target.size].reshape(target.shape)
         residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
         np.copyto(target, sent)
-        began = time.perf_counter()
-        link.call(number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, bytes_sent=target.nbytes)
-        answer = link.read(number, layer.name)
+        answer = self._ask(layer)
         if not residues.possible(answer):
             raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
         self._check(layer, sent, answer)

@@ -163,11 +163,18 @@ class Accelerator:
             start, waited = time.perf_counter(), self._native.waiting_ns
             lanes[0].next, lanes[0].count = step, step + 1
             self._run(plan, lanes)
-            name = "mask and send"
-            if kind == native.FINISH:
-                name, sent = self._names[layer], self._views[layer][0].nbytes
-                trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
-            trace.add(name, "enclave", start)
+            if kind != native.FINISH:
+                trace.work("mask and send", start)
+                continue
+            waited = self._native.waiting_ns - waited
+            waiting = 1e-9 * (self._native.arrived_ns - waited), 1e-9 * waited
+            self.crossed(layer, 1e-9 * lanes[0].asked, waiting, trace)
+            trace.work(self._names[layer], start)
+
+    def crossed(self, layer: int, asked: float, waiting: tuple[float, float], trace: Trace) -> None:
+        """Record that a layer ran; times as :meth:`Trace.call` takes them."""
+        sent, received = (view.nbytes for view in self._views[layer])
+        trace.call(self._names[layer], asked, waiting, sent, received)
 
     @property
     def nbytes(self) -> int:

@@ -74,6 +74,7 @@ class Link(ctypes.Structure):
         ("spin_ns", ctypes.c_int64),
         ("timeout_ns", ctypes.c_int64),
         *((name, ctypes.c_int64) for name in COUNTERS),
+        ("arrived_ns", ctypes.c_int64),
     )
 
 

@@ -64,7 +64,10 @@ class Lowering:
     ) -> None:  # fmt: skip
         self._graph, self._scheme, self._ratio, self._rng, self._bits = graph, scheme, ratio, rng, bits
         self._checked, self._base, self._tolerance = checked, base, tolerance
-        self._public = ModelWriter("untrusted half of a shadownet bundle: transformed linear layers")
+        self._public = ModelWriter(
+            f"Public half of a shadownet bundle ({scheme.name}): all that the accelerator, and so an attacker, has of "
+            "the weights. One signature per outsourced layer; the enclave sends x and takes y."
+        )
         self._trusted = ModelWriter("trusted half of a shadownet bundle")
         self._blobs: dict[str, Array] = {}
         self._layers: list[dict[str, Any]] = []
@@ -129,6 +132,9 @@ class Lowering:
         trusted = self._trusted.subgraph(f"{name}_pop")
         _, pop_output = lin.emit(trusted, lin.weights_from(cut.true))
         mask = self._scheme.mask
+        maskable = mask is not None or self._bits is not None
+        own_input = lin.public_input and not self._scheme.masks_input
+        _label(target, name, maskable and not own_input)
         self._layers.append(
             {
                 "signature": name,
@@ -136,8 +142,8 @@ class Lowering:
                 "output": lin.result,
                 "slots": slots,
                 "sigma": mask.sigma(rms) if mask else 0.0,
-                "maskable": mask is not None or self._bits is not None,
-                "public_input": lin.public_input and not self._scheme.masks_input,
+                "maskable": maskable,
+                "public_input": own_input,
                 "private": None if difference is None else self._private(name, lin, values, difference),
                 "pop": trusted.index,
                 "pop_output": pop_output,
@@ -162,7 +168,7 @@ class Lowering:
                 "input_limbs": cut.stack,
                 "numbers": values.record["kind"],
                 "macs": lin.macs,
-                "masked": self._layers[-1]["maskable"] and not self._layers[-1]["public_input"],
+                "masked": maskable and not own_input,
                 "private_macs": self._private_macs(lin, values, difference),
             }
         )
@@ -320,6 +326,17 @@ def _joined_for_pooling(graph: Subgraph, step: Step) -> dict[int, Op]:
         if plain and graph.tensors[join.outputs[0]].dtype == "float32" and len(set(join.inputs)) == len(join.inputs):
             found[op.id] = join
     return found
+
+
+def _label(graph: SubgraphWriter, layer: str, masked: bool) -> None:
+    """Name a public layer's tensors for whoever opens the file in Netron.
+
+    The names say what everybody may know: the layer's number, its kind, and whether its input carries a mask. The
+    model's own names stay in the sealed half; they can tell what a network is for, and whose it is.
+    """
+    known = {"x": "x_masked" if masked else "x", "y": "y_to_restore", "weights": "weights_public"}
+    for tensor in graph.raw.tensors:
+        tensor.name = f"{layer}/{known.get(tensor.name, tensor.name)}"
 
 
 def _stateful(graph: Subgraph) -> bool:
