@@ -129,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
