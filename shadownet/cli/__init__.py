@@ -84,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
+    p.add_argument(
+        "--precision", default="float32", metavar="NAME",
+        help="coarsest of the accelerator: tf32, fp16, bf16 (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)
