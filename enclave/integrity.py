@@ -129,7 +129,7 @@ class Geometry:
             for kx in range(self.public.kernel[1]):
                 rows, columns = self._met(0, ky, y), self._met(1, kx, column)
                 inside = (rows >= 0) & (columns >= 0)
-                seen = np.where(inside[:, None], x[image, rows, columns], 0.0)
+                seen = np.where(inside[:, None], x[image, rows, columns].astype(np.float64), 0.0)
                 out += filters[:, ky, kx] @ seen.T
                 squares += np.square(seen).sum(axis=1)
         return out, np.sqrt(squares), float(math.prod(filters.shape[1:]))

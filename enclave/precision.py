@@ -15,6 +15,7 @@ compute well while it is tried, and badly later. Against that every answer is ch
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,10 @@ class Probe:
 
     def input(self, shape: tuple[int, ...]) -> Array:
         """What to send: float32, uniform in [-1, 1), or integers with which no sum that is looked at passes 2^24."""
+        bits = np.frombuffer(self._rng.bytes(4 * math.prod(shape)), "<i4").reshape(shape)
         if not self._exact:
-            return self._rng.uniform(-1.0, 1.0, shape).astype(np.float32)
-        largest = max(1, self._largest)
-        return self._rng.integers(-largest, largest + 1, shape).astype(np.float32)
+            return bits * np.float32(2.0**-31)
+        return np.asarray(np.rint(bits * (max(1, self._largest) * 2.0**-31)), np.float32)
 
     def excess(self, geometry: Geometry, sent: Array, answer: Array, precision: Precision) -> float:
         """By how many times an answer is off more than ``precision`` allows: at most 1 if it is as precise as that.
@@ -66,7 +67,7 @@ class Probe:
         rows = answer.reshape(-1, answer.shape[-1])
         positions = self._rng.permutation(len(rows))[:POSITIONS]
         got = rows[np.ix_(positions, self._slots)].T.astype(np.float64)
-        expected, norms, terms = geometry.at(sent.astype(np.float64), self._filters, positions)
+        expected, norms, terms = geometry.at(sent, self._filters, positions)
         off = np.abs(got - expected)
         if self._exact:
             allowed = np.full_like(off, 0.5)
