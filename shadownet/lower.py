@@ -25,6 +25,7 @@ from shadownet.progress import track
 from shadownet.quantized import Bits, Numbers, constants, numbers
 from shadownet.relatives import against, factored
 from shadownet.wire.errors import InputError
+from shadownet.wire.precision import mask_share
 
 Array = np.ndarray[Any, Any]
 
@@ -55,15 +56,15 @@ class Lowering:
 
     ``bits`` are those of exact activations, None for float ones; ``checked`` is the share of answers to be checked.
     ``base`` has the public rows for each op id, for schemes that need one, whose difference to the true rows may be
-    approximated within ``tolerance`` (relative, Frobenius).
+    approximated within ``tolerance`` (relative, Frobenius). ``precision`` is the coarsest of an accelerator.
     """
 
     def __init__(
         self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng, bits: Bits | None, checked: float,
-        base: dict[int, Array], tolerance: float,
+        base: dict[int, Array], tolerance: float, precision: str,
     ) -> None:  # fmt: skip
         self._graph, self._scheme, self._ratio, self._rng, self._bits = graph, scheme, ratio, rng, bits
-        self._checked, self._base, self._tolerance = checked, base, tolerance
+        self._checked, self._base, self._tolerance, self._precision = checked, base, tolerance, precision
         self._public = ModelWriter(
             f"Public half of a shadownet bundle ({scheme.name}): all that the accelerator, and so an attacker, has of "
             "the weights. One signature per outsourced layer; the enclave sends x and takes y."
@@ -97,6 +98,7 @@ class Lowering:
         self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
         program = {
             "checked": self._checked,
+            "precision": self._precision,
             "stateful": any(_stateful(graph) for graph in self._graph.subgraphs),
             "entries": entries,
             "layers": self._layers,
@@ -141,7 +143,7 @@ class Lowering:
                 "input": lin.input,
                 "output": lin.result,
                 "slots": slots,
-                "sigma": mask.sigma(rms) if mask else 0.0,
+                "sigma": mask.sigma(rms) * mask_share(self._precision) if mask else 0.0,
                 "maskable": maskable,
                 "public_input": own_input,
                 "private": None if difference is None else self._private(name, lin, values, difference),

@@ -85,6 +85,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
+    p.add_argument(
+        "--precision", default="float32", metavar="NAME",
+        help="coarsest of the accelerator: tf32, fp16, bf16 (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)
@@ -133,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
