@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadownet.cli.output import as_json, table
+from shadownet.progress import working
 from shadownet.wire.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def attack(args: argparse.Namespace) -> None:
     outcomes = bench.weigh(view, truth, chosen) + (live.weigh(stage, chosen) if truth else [])
     theft = None
     if data is not None and registry.ATTACKS[registry.STEAL] in chosen:
-        theft = bench.theft(stage.varied, args.model, data, args.queries, args.base)
+        with working("stealing the whole model"):
+            theft = bench.theft(stage.varied, args.model, data, args.queries, args.base)
         if args.output:
             _write(Path(args.output), theft.model)
     total = sum(layer.filters for layer in view.layers)
