@@ -28,7 +28,8 @@ SCHEMES = (
 )
 TAKING_PART = "A5,A10,A11,A12,A14,A15,A16"
 UNCHECKED = "shadownet:artifact+unchecked,shadownet:artifact+exact,shadownet:artifact+exact+unchecked"
-STOLEN = "none,shadownet:artifact,shadownet:paper,shadownet:artifact+exact,mix:8,delta"  # whole models
+ON_CONVOLUTIONS = "shadownet:artifact,shadownet:paper,groupcover:4,mix:8,slalom,delta"
+STOLEN = "shadownet:artifact,shadownet:paper,shadownet:artifact+exact,mix:8,delta"  # whole models
 INTEGER = "groupcover:4,mix:8,shadownet:paper"
 REAL_INTEGER = "resnet8_cifar10_int8.tflite"
 FEW = 80  # training samples of the overfitted victim
@@ -47,14 +48,18 @@ def main() -> int:
     data = ["--data", str(VICTIMS / "data.npz")]
     arena("--models", scratch, tuned, perceptron, "--schemes", SCHEMES, *seeds)
     arena("--models", str(ROOT / "models/digits/digits_cnn_int8.tflite"), "--schemes", INTEGER, *seeds)
-    arena("--models", tuned, perceptron, "--schemes", SCHEMES, "--attacks", TAKING_PART, *data, *seeds)
+    for model, schemes in ((perceptron, SCHEMES), (tuned, ON_CONVOLUTIONS)):
+        arena("--models", model, "--schemes", schemes, "--attacks", TAKING_PART, *data, *seeds)
     arena("--models", perceptron, "--schemes", UNCHECKED, "--attacks", "A14,A18", *data, *seeds)
-    for models, schemes, budgets, samples in (
-        ([tuned], "shadownet:artifact,shadownet:paper", "50", data),
-        ([perceptron, victim("mlp_tuned_3")], STOLEN, "0,50", data),
-        ([victim("mlp_few")], "shadownet:artifact,shadownet:paper,mix:8", "50", ["--data", few(out)]),
+    for name, schemes, budgets, samples in (
+        ("mlp_few", "shadownet:artifact,shadownet:paper", "50", ["--data", few(out)]),
+        ("mlp_tuned_3", STOLEN, "0,50", data),
+        ("mlp_scratch", "none,shadownet:artifact,shadownet:paper", "50", data),
+        ("cnn_tuned_3", "shadownet:artifact,shadownet:paper", "50", data),
     ):
-        arena("--models", *models, "--schemes", schemes, "--attacks", "A13", "--budgets", budgets, *samples, *seeds)
+        arena(
+            "--models", victim(name), "--schemes", schemes, "--attacks", "A13", "--budgets", budgets, *samples, *seeds
+        )
     if args.real:
         arena("--models", str(args.real / REAL_INTEGER), "--schemes", INTEGER, *seeds)
     for name in REAL if args.real else ():

@@ -38,14 +38,16 @@ MATRIX = re.compile(r"<!-- matrix -->\n.*?<!-- end -->", re.DOTALL)
 def documents() -> dict[Path, str]:
     """Every document that is made or completed here, with what it should hold."""
     made = {ROOT / "docs" / "api.md": _api(), ROOT / "docs" / "cli.md": _cli()}
-    cells = _cells((ROOT / "SECURITY_RESULTS.md").read_text())
+    results = (ROOT / "SECURITY_RESULTS.md").read_text()
+    cells, live = _cells(results), _live(results)
     for kind, title, describe in (
         ("attacks", "Attacks", _attack_table), ("schemes", "Schemes", _scheme_table)
     ):  # fmt: skip
         folder = ROOT / "docs" / kind
         pages = sorted((p for p in folder.glob("*.md") if p.name != "README.md"), key=_natural)
         for page in pages:
-            table = f"<!-- matrix -->\n{describe(page.stem, cells)}<!-- end -->"
+            shown = _live_table(live[page.stem]) if page.stem in live else describe(page.stem, cells)
+            table = f"<!-- matrix -->\n{shown}<!-- end -->"
             made[page] = MATRIX.sub(lambda _, table=table: table, page.read_text())
         made[folder / "README.md"] = _index(title, pages)
     return made
@@ -73,6 +75,25 @@ def _cells(results: str) -> dict[tuple[str, str, str], str]:
     _, columns, *rows = _rows(results.split("## Weights", 1)[1])
     attacks = [c for c in columns if re.fullmatch(r"A\d+", c)]
     return {(r[0], r[1], attack): r[columns.index(attack)] for r in rows for attack in attacks}
+
+
+def _live(results: str) -> dict[str, list[list[str]]]:
+    """Attack -> rows of the table of attacks that take part."""
+    _, _, *rows = _rows(results.split("## Attacks that take part", 1)[1])
+    found: dict[str, list[list[str]]] = {}
+    for attack, *row in rows:
+        found.setdefault(attack, []).append(row)
+    return found
+
+
+def _live_table(rows: list[list[str]]) -> str:
+    lines = ["| model | scheme | share | random | public | runs |", "|---" * 6 + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    about = (
+        "From [SECURITY_RESULTS.md](../../SECURITY_RESULTS.md), which says what the share is of. `random`: the same\n"
+        "claim at random; `public`: what the public model says by itself."
+    )
+    return about + "\n\n" + "\n".join(lines) + "\n"
 
 
 def _rows(text: str) -> list[list[str]]:

@@ -143,7 +143,7 @@ def _unimodular(size: int, rng: Rng) -> tuple[Array, Array]:
             return matrix, inverse
 
 
-_LATTICE = "weights of 8-bit models: integer mixtures span a lattice whose shortest vectors are the filters"
+_LATTICE = "weights of 8-bit models: integer mixtures span a lattice whose shortest vectors are the filters (A20)"
 _SPAN = "weights: a public relative projected on the span of a group gives them back (A6, A7)"
 _ICA = "weights: heavy-tailed filters, as in early layers, are unmixed without a prior (A19)"
 _TWICE = "weights: two obfuscations of one model intersect in them (A17): obfuscate once, then seal for each device"

@@ -4,10 +4,11 @@
     filters are nearly orthogonal to each other, so the shortest vectors are they: LLL, then pairwise reduction
 
 No group needs to be known: A is block diagonal, so the whole layer is one lattice where it has no more rows than
-weights a filter; elsewhere groups are told by |cos|, as in A7. Filters come back exactly, up to sign, in no order, and
-with input channels as they are sent. Mask filters are short vectors too: filters that were quantised with a scale of
-their own reach 127, and of the others those that look most Gaussian are left out.
-Where results need not be exact (float layers in fixed point) mixtures are rounded, and there is no lattice.
+weights a filter. Where it has about as many, shorter vectors than filters come up, and groups told by |cos|, as in A7,
+may do better: what gives more rows that look like filters is taken. Filters come back exactly, up to sign, in no order,
+and with input channels as they are sent. Mask filters are short vectors too: filters that were quantised with a scale
+of their own reach 127, and of the others those that look most Gaussian are left out. Where results need not be exact
+(float layers in fixed point) mixtures are rounded, and there is no lattice.
 
 Source: Lenstra, Lenstra and Lovasz, Math. Annalen 261, 1982. Knowledge: public files.
 """
@@ -36,16 +37,19 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
     """None for depthwise layers and where public rows are not integer mixtures."""
     if layer.depthwise or layer.numbers not in ("integer", "hybrid"):
         return None
-    found = []
+    sizes = group_sizes(view, layer)[:1] if view.parameters.get("group") else []
+    found, form = [], ""
     for rows in layer.rows:
+        trials = []
         if len(rows) <= min(layer.depth, LARGEST):
-            short, form = reduce(rows), "one lattice"
-        else:
-            sizes = group_sizes(view, layer)
-            if not sizes or max(sizes[0]) > layer.depth:
-                return None
-            groups = balanced_groups(np.abs(cosines(rows, rows)), sizes[0])
-            short, form = np.concatenate([reduce(rows[group]) for group in groups]), "a lattice for each group"
+            trials.append((reduce(rows), "one lattice"))
+        for parts in sizes:
+            if max(parts) <= layer.depth:
+                groups = balanced_groups(np.abs(cosines(rows, rows)), parts)
+                trials.append((np.concatenate([reduce(rows[group]) for group in groups]), "a lattice for each group"))
+        if not trials:
+            return None
+        short, form = max(trials, key=lambda trial: int(_whole(trial[0]).sum()))
         found.append(short[_filters(short, layer.per_group)])
     return Recovery(np.stack(found), scaled=False, channels=False, form=form)
 
@@ -53,8 +57,14 @@ def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
 def _filters(short: Array, count: int) -> Array:
     """Indices of the ``count`` rows that are no mask filters: a filter with a scale of its own reaches 127."""
     order = least_gaussian(short / np.maximum(short.std(axis=1, keepdims=True), 1e-12), len(short))
-    whole = np.abs(short).max(axis=1) == LIMIT
-    return np.concatenate([order[whole[order]], order[~whole[order]]])[:count]
+    whole = _whole(short)[order]
+    return np.concatenate([order[whole], order[~whole]])[:count]
+
+
+def _whole(rows: Array) -> Array:
+    """Which rows use the range of 8 bits to its end."""
+    out: Array = np.abs(rows).max(axis=1) == LIMIT
+    return out
 
 
 def reduce(rows: Array) -> Array:
