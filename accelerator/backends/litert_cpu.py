@@ -116,7 +116,7 @@ class LiteRtCpu:
         places = [*self._answers[1:], (0, 0)]
         # Where the signatures begin again another lane does, whose answer may not have been read yet.
         signatures = [index.value for _, index, *_ in self._layers]
-        lasts = [following == signatures[0] for following in [*signatures[1:], signatures[0]]]
+        lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
         for layer, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
             model, index, _, inputs, _, outputs = layer
             claimed = (0, 0) if last or at == own else (at, size)
