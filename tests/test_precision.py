@@ -112,13 +112,6 @@ def test_test_vectors_are_fresh() -> None:
 # In two processes
 
 
-def bundle(lab: Lab, name: str, **options: str) -> Path:
-    target = lab.root / f"{name}-{'-'.join(options.values())}.shadow"
-    if not target.exists():
-        shadownet.convert(lab.model(name), target, key=lab.key, **options)
-    return target
-
-
 def run(path: Path, lab: Lab, accelerator: str, name: str = "digits_mlp") -> np.ndarray:
     with shadownet.Interpreter(path, key=lab.key, accelerator=accelerator) as interpreter:
         pids = interpreter.session.pids
@@ -144,7 +137,7 @@ HALF = {"precision": "fp16", "integrity": "none"}
 )
 def test_a_backend_that_is_coarser_than_it_says_is_refused(lab: Lab, name: str, options: dict[str, str]) -> None:
     with pytest.raises(IntegrityError, match=r"computes in float32, and layer \w+ is off by \d+ times"):
-        run(bundle(lab, name, **options), lab, "hostile:coarse", name)
+        run(lab.bundle(name, **options), lab, "hostile:coarse", name)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +145,14 @@ def test_a_backend_that_is_coarser_than_it_says_is_refused(lab: Lab, name: str, 
 )
 def test_a_backend_that_says_that_it_is_too_coarse_is_refused(lab: Lab, options: dict[str, str], message: str) -> None:
     with pytest.raises(WorkerError, match=f"computes in fp16, which is too coarse: .*{message}") as caught:
-        run(bundle(lab, "digits_mlp", **options), lab, "litert-cpu-fp16")
+        run(lab.bundle("digits_mlp", **options), lab, "litert-cpu-fp16")
     assert "choose" in caught.value.hint
 
 
 @pytest.mark.parametrize("accelerator", ["litert-cpu-fp16", "litert-cpu"])
 def test_a_bundle_for_fp16_runs_on_what_is_at_least_as_precise(lab: Lab, accelerator: str) -> None:
-    path = bundle(lab, "digits_mlp", **HALF)
-    exact = run(bundle(lab, "digits_mlp", **CHEAP), lab, "litert-cpu")
+    path = lab.bundle("digits_mlp", **HALF)
+    exact = run(lab.bundle("digits_mlp", **CHEAP), lab, "litert-cpu")
     np.testing.assert_allclose(run(path, lab, accelerator), exact, atol=0.05)
 
 
@@ -173,7 +166,7 @@ def test_a_test_neither_counts_nor_enters_the_transcript(lab: Lab, tmp_path: Pat
 
 def test_masks_follow_the_precision(lab: Lab) -> None:
     sizes = [
-        [layer["sigma"] for layer in unsealed(bundle(lab, "digits_mlp", **options), lab.key)[0]["layers"]]
+        [layer["sigma"] for layer in unsealed(lab.bundle("digits_mlp", **options), lab.key)[0]["layers"]]
         for options in (CHEAP, HALF)
     ]
     np.testing.assert_allclose(np.array(sizes[1]) * 8, sizes[0])
