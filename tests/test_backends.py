@@ -432,6 +432,19 @@ def test_a_delegate_that_cannot_be_loaded(lab: Lab, delegate: Path, text: str, m
 # What the user is told
 
 
+@pytest.mark.slow
+def test_without_a_driver_litert_gpu_says_what_to_install(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+        monkeypatch.setenv(name, str(tmp_path / "none.json"))
+    np.save(tmp_path / "x.npy", digits()[:1])
+    arguments = ["run", lab.bundle("digits_mlp"), "--key", lab.key, "--input", tmp_path / "x.npy"]
+    assert main([*map(str, arguments), "--accelerator", "litert-gpu"]) == 3
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("finds no GPU", "libvulkan1", "chromium-common", "VK_ICD_FILENAMES="))
+
+
 def test_layers_that_a_gpu_does_not_take_or_gets_wrong_run_on_the_cpu_and_are_named(
     backend: str, forms: Bench, running: Running
 ) -> None:
