@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from enclave import limbs
-from enclave.native import CHECK, GEOMETRY, address
+from enclave.native import CHECK, GEOMETRY, POINTERS, TAPS, address
 from enclave.rng import Rng
 from shadownet.wire.errors import BundleError
 from shadownet.wire.precision import FLOAT32
@@ -228,11 +228,12 @@ class NativeCheck:
     def __init__(self, checker: Checker, geometry: Geometry, kept: Array) -> None:
         rows = math.prod(geometry.target[:3])
         expected, sums = (np.empty((VECTORS, rows), np.float32) for _ in range(2))
-        self._keep = (checker.vectors, np.ascontiguousarray(checker.filters), kept, expected, sums)
+        products = np.empty((VECTORS * TAPS, geometry.fields["width"] + 4), np.float32)
+        self._keep = (checker.vectors, np.ascontiguousarray(checker.filters), kept, expected, sums, products)
         self.record = np.zeros(1, CHECK)
         for name, value in geometry.fields.items():
             self.record[name] = value
-        for name, array in zip(("vectors", "filters", "input", "expected", "sums"), self._keep, strict=True):
+        for name, array in zip(POINTERS, self._keep, strict=True):
             self.record[name] = address(array)
         self.record["tolerance"], self.record["least"] = checker.tolerance, checker.least
         self.record["active"] = 1

@@ -61,7 +61,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: ``batch`` images at a time, threads per process, rounds in turn."""
+    """What is measured: ``batch`` images at a time, threads per process, rounds in turn.
+
+    ``bundles`` of the same model take part as they are, beside those that are made for ``schemes`` and ``integrity``.
+    """
 
     model: Path
     schemes: list[str]
@@ -70,6 +73,7 @@ class Setting:
     rounds: int
     batch: int = 1
     key: str | None = None
+    bundles: tuple[Path, ...] = ()
     accelerator: str = "litert-cpu"
 
 
@@ -84,6 +88,7 @@ def bench(setting: Setting) -> dict[str, Any]:
             for scheme in setting.schemes:
                 for integrity in setting.integrity:
                     contenders.append(_protected(setting, scheme, integrity, Path(directory)))
+            contenders += [_opened(setting, bundle.name, bundle) for bundle in setting.bundles]
             intruded = _race(contenders, setting.rounds, max(1, SETS // setting.batch))
             rows = [_row(c, contenders[0]) for c in contenders]
             masked = [c for c in contenders if c.session and c.facts["masks"] == "prepared one-time"]
@@ -167,6 +172,10 @@ def _protected(setting: Setting, scheme: str, integrity: str, directory: Path) -
         made = convert(setting.model, bundle, scheme=scheme, integrity=integrity, key=setting.key, overwrite=True)
         if made["layers_outsourced"] or scheme == "tee":
             break
+    return _opened(setting, name, bundle)
+
+
+def _opened(setting: Setting, name: str, bundle: Path) -> Contender:
     session = Session(bundle, resolve_key(setting.key), setting.num_threads, setting.accelerator)
     specs = [replace(s, shape=_batched(s.shape, setting.batch)) for s in session.entries[0][0]]
     session.allocate(0, [spec.shape for spec in specs])
@@ -321,17 +330,17 @@ def _layers(contender: Contender, setting: Setting) -> list[dict[str, Any]]:
         session.allocate(0, [value.shape for value in contender.inputs])
         session.prepare(TRACED + WARM_UP)
         spent: dict[tuple[str, str], list[float]] = {}
-        for done in range(TRACED + WARM_UP):
+        for done in track(range(TRACED + WARM_UP), "measuring each layer"):
             session.invoke(contender.inputs)
             for event in session.events():
                 if done >= WARM_UP:
-                    spent.setdefault((event["name"], event["pid"]), []).append(event["dur"] * 1e-3)
+                    spent.setdefault((event["name"], event["kind"]), []).append(event["seconds"] * 1e3)
     finally:
         session.close()
     rows = []
     for layer in session.manifest["layers"]:
         name = layer["signature"]
-        away, both = (float(np.median(spent.get((name, pid), [0.0]))) for pid in ("accelerator", "enclave"))
+        away, both = (float(np.median(spent.get((name, kind), [0.0]))) for kind in ("wait", "work"))
         rows.append({"layer": name, "accelerator_ms": away, "enclave_ms": both - away, "macs": layer["macs"]})
     return rows
 

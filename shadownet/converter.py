@@ -271,8 +271,9 @@ class _Conversion:
         self._rms: dict[int, dict[int, float]] = {}
         for entry, part in self.partitions.items():
             tensors = sorted({lin.input for lin in part.linear})
+            seen = track(self._calibration[entry], "observing the original")
             try:
-                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in self._calibration[entry]]
+                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in seen]
             except ModelError as error:
                 raise ModelError(str(error), "give inputs that the model accepts with --calibration X.npy") from None
             mean = np.sqrt(np.mean(squares, axis=0)) if tensors else []
