@@ -182,7 +182,7 @@ class Executor:
         start = time.perf_counter()
         entry = self.program.entries[self._entry]
         tensors = [self._accept(entry, inputs) for inputs in requests]
-        masks = [self.masks.take() for _ in requests]
+        masks = [self._take() for _ in requests]
         self._choose()
         for action, dead in self._actions:
             self._act(action, tensors, masks)
@@ -193,6 +193,14 @@ class Executor:
             self.masks.recycle(used)
         self.seconds += time.perf_counter() - start
         return [[found[spec.index] for spec in entry.outputs] for found in tensors]
+
+    def _take(self) -> MaskSet:
+        began = time.perf_counter()
+        taken = self.masks.take()
+        if self.trace.enabled:
+            sizes = {self.program.layers[number].name: size for number, size in taken.sizes().items()}
+            self.trace.add("masks", "enclave", began, **sizes)
+        return taken
 
     @staticmethod
     def _accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
@@ -211,10 +219,12 @@ class Executor:
             began = time.perf_counter()
             if isinstance(action, Segment):
                 self._segment(action, found, copied=len(tensors) > 1)
-                self.trace.add(f"segment {action.subgraph}", "enclave", began)
+                name = f"segment {action.subgraph}"
             else:
                 found[action.output] = self._linear(action, found, own)
-                self.trace.add(action.name, "enclave", began)
+                name = action.name
+            if self.trace.enabled:
+                self.trace.add(name, "enclave", began, held=sum(value.nbytes for value in found.values()))
 
     def _choose(self) -> None:
         """Choose the layer calls that are checked; inferences under way at the same time share the choice."""
@@ -254,7 +264,7 @@ class Executor:
         np.copyto(link.input(layer.number), sent)
         began = time.perf_counter()
         link.call(layer.number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, bytes_sent=4 * sent.size)
+        self.trace.add(layer.name, "accelerator", began, **link.traffic(layer.number))
         answer = link.read(layer.number, layer.name)
         self._check(layer, sent, answer)
         y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
@@ -274,7 +284,7 @@ class Executor:
         np.copyto(target, sent)
         began = time.perf_counter()
         link.call(number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, bytes_sent=target.nbytes)
+        self.trace.add(layer.name, "accelerator", began, **link.traffic(layer.number))
         answer = link.read(number, layer.name)
         if not residues.possible(answer):
             raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")

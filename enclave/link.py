@@ -160,9 +160,14 @@ class Accelerator:
             self._run(plan, lanes)
             name = "mask and send"
             if kind == native.FINISH:
-                name, sent = self._names[layer], self._views[layer][0].nbytes
-                trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
+                name, waited = self._names[layer], self._native.waiting_ns - waited
+                trace.add(name, "accelerator", start, 1e-9 * waited, **self.traffic(layer))
             trace.add(name, "enclave", start)
+
+    def traffic(self, layer: int) -> dict[str, int]:
+        """Bytes that cross when a layer is called."""
+        sent, received = self._views[layer]
+        return {"bytes_sent": sent.nbytes, "bytes_received": received.nbytes}
 
     @property
     def nbytes(self) -> int:
@@ -174,9 +179,10 @@ class Accelerator:
         return {name: 1e-9 * getattr(self._native, name.replace("seconds", "ns")) for name in PHASES}
 
     def _count(self, layer: int) -> None:
+        traffic = self.traffic(layer)
         self.crossings += 1
-        self.bytes_out += self._views[layer][0].nbytes
-        self.bytes_in += self._views[layer][1].nbytes
+        self.bytes_out += traffic["bytes_sent"]
+        self.bytes_in += traffic["bytes_received"]
 
     @staticmethod
     def _refuse(outcome: str, name: str) -> None:

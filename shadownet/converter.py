@@ -92,17 +92,17 @@ def convert(
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = _options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance)
+    options = checked_options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance)
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
     with bundle.new_directory(target, overwrite) as work, Reference(os.fspath(model), graph) as reference:
-        work_on = _Conversion(graph, content, options, reference, key_path, calibration, target)
-        lowered, verdict = work_on.run(work)
+        work_on = Conversion(graph, content, options, reference, calibration)
+        lowered, verdict = work_on.run(work, target, key_path)
     return _summary(target, options.scheme.name, work_on, lowered, verdict, time.perf_counter() - start)
 
 
-def _options(
+def checked_options(
     scheme: str, ratio: float, activations: str | None, integrity: str, outsource: str,
     base: str | os.PathLike[str] | None, bits: str | None, delta_tolerance: float,
 ) -> Options:  # fmt: skip
@@ -153,16 +153,13 @@ def parse_outsource(text: str) -> str | set[int]:
         ) from None
 
 
-class _Conversion:
+class Conversion:
     """One conversion: partition, self-test, lower, write, try; what fails to be precise stays in the enclave."""
 
     def __init__(
-        self, graph: Graph, content: bytes, options: Options, reference: Reference, key: Path, calibration: Any,
-        target: Path,
-    ) -> None:  # fmt: skip
-        self._graph, self._content, self._options = graph, content, options
-        self._reference, self._key, self._target = reference, key, target
-        self._device_key = keys.load(key)
+        self, graph: Graph, content: bytes, options: Options, reference: Reference, calibration: Any = None
+    ) -> None:
+        self._graph, self._content, self._options, self._reference = graph, content, options, reference
         self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
         self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self._placed: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
@@ -171,22 +168,46 @@ class _Conversion:
         self._calibration, self._trial = self._samples(calibration)
         self._self_test()
 
-    def run(self, work: Path) -> tuple[Lowered, Verdict]:
-        """Write a verified bundle into the empty directory ``work``. Raises ``MismatchError``."""
-        lowered, verdict = self._attempt(work)
+    def run(self, work: Path, target: Path, key: Path) -> tuple[Lowered, Verdict]:
+        """Write a verified bundle into the empty directory ``work``, as the next version of ``target``.
+
+        Raises ``MismatchError``, ``BundleError``."""
+        device_key = keys.load(key)
+        lowered, verdict = self._attempt(work, key, device_key)
         for kinds in (*AMPLIFIERS, ()):
             if verdict.ok:
                 break
             if self._refuse_before(kinds):
                 note(f"{verdict.why}: keeping the layers before {', '.join(kinds) or 'every op'} in the enclave")
-                lowered, verdict = self._attempt(work)
+                lowered, verdict = self._attempt(work, key, device_key)
         if not verdict.ok:
             raise MismatchError(
                 f"the converted model does not compute what the original does: {verdict.why}",
                 "try inputs like the real ones with --calibration X.npy",
             )
-        bundle.stamp(work, self._device_key, bundle.next_version(self._target, self._key))
+        bundle.stamp(work, device_key, bundle.next_version(target, key))
         return lowered, verdict
+
+    def lower(self) -> Lowered:
+        """What would be written, before any trial run."""
+        lowering = Lowering(
+            self._graph,
+            self._options.scheme,
+            self._options.ratio,
+            Rng(),
+            self._options.bits,
+            share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
+        )  # fmt: skip
+        return lowering.run(self._content, self.partitions, self._folded, self._rms)
+
+    def doubtful(self) -> bool:
+        """Whether a trial run may find layers imprecise: those before an op that amplifies small errors."""
+        kinds = {kind for group in AMPLIFIERS for kind in group}
+        for part in self.partitions.values():
+            before = upstream(part.graph, {op.id for op in part.graph.ops if op.kind in kinds})
+            if any(lin.op.id in before for lin in part.linear):
+                return True
+        return False
 
     def _partition(self) -> dict[int, Partition]:
         outsource = parse_outsource(self._options.outsource)
@@ -282,18 +303,10 @@ class _Conversion:
         self.partitions = self._partition()
         return changed
 
-    def _attempt(self, work: Path) -> tuple[Lowered, Verdict]:
+    def _attempt(self, work: Path, key: Path, device_key: bytes) -> tuple[Lowered, Verdict]:
         for file in work.iterdir():
             file.unlink()
-        lowering = Lowering(
-            self._graph,
-            self._options.scheme,
-            self._options.ratio,
-            Rng(),
-            self._options.bits,
-            share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
-        )  # fmt: skip
-        lowered = lowering.run(self._content, self.partitions, self._folded, self._rms)
+        lowered = self.lower()
         manifest = {
             "scheme": self._options.scheme.name,
             "options": self._options.to_json(),
@@ -304,10 +317,10 @@ class _Conversion:
                 for e, p in self.partitions.items()
             },
         }
-        bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, self._device_key)
+        bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, device_key)
         try:
             allowed = tolerance_for(self._options.to_json())
-            return lowered, verify(work, self._key, self._reference, self.partitions, self._trial, allowed)
+            return lowered, verify(work, key, self._reference, self.partitions, self._trial, allowed)
         except InputError as error:  # LiteRT runs the whole model, and not the parts: keep more of it together
             if not lowered.layers:
                 raise
@@ -319,7 +332,7 @@ class _Conversion:
 
 
 def _summary(
-    target: Path, scheme: str, work: _Conversion, lowered: Lowered, verdict: Verdict, seconds: float
+    target: Path, scheme: str, work: Conversion, lowered: Lowered, verdict: Verdict, seconds: float
 ) -> dict[str, Any]:
     return {
         "bundle": str(target),
