@@ -165,6 +165,7 @@ class Conversion:
         self._placed: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self.partitions = self._partition()
         self._place()
+        self._guessed = calibration is None
         self._calibration, self._trial = self._samples(calibration)
         self._self_test()
 
@@ -173,6 +174,8 @@ class Conversion:
 
         Raises ``MismatchError``, ``BundleError``."""
         device_key = keys.load(key)
+        if self._guessed and self._options.bits is None and any(p.linear for p in self.partitions.values()):
+            note("no --calibration: random inputs set the size of the activation masks")
         lowered, verdict = self._attempt(work, key, device_key)
         for kinds in (*AMPLIFIERS, ()):
             if verdict.ok:
@@ -249,8 +252,6 @@ class Conversion:
             else:
                 sizes[entry] = [random_inputs(specs, seed) for seed in range(RANDOM_SAMPLES)]
                 trial[entry] = [*sizes[entry], *quiet_inputs(specs)]
-        if calibration is None and self._options.bits is None and any(p.linear for p in self.partitions.values()):
-            note("no --calibration: random inputs set the size of the activation masks")
         return sizes, trial
 
     def _self_test(self) -> None:
