@@ -28,6 +28,8 @@ from shadownet.progress import note, track
 from shadownet.quantized import Bits, constants, numbers, unfit
 from shadownet.relatives import base_rows
 from shadownet.selftest import agrees
+from shadownet.simulator.profile import Device
+from shadownet.simulator.profile import load as load_profile
 from shadownet.verify import Verdict, tolerance_for, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
 
@@ -55,9 +57,10 @@ class Options:
     bits: Bits | None  # of exact activations; None for float ones
     base: Path | None
     delta_tolerance: float
+    device: Device | None
 
     def to_json(self) -> dict[str, Any]:
-        record = {name: value for name, value in vars(self).items() if name not in ("scheme", "base")}
+        record = {name: value for name, value in vars(self).items() if name not in ("scheme", "base", "device")}
         return record | {"bits": str(self.bits) if self.bits else None}
 
 
@@ -75,6 +78,7 @@ def convert(
     overwrite: bool = False,
     bits: str | None = None,
     delta_tolerance: float = 0.0,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Convert ``model`` into the bundle directory ``output`` and verify it through the real runtime.
 
@@ -85,14 +89,15 @@ def convert(
     exact ones ``bits`` W/X are those of weights and activations in float layers (default 12/12; 8-bit layers stay as
     they are). ``integrity`` is "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1)
     or "none". ``base`` is the public model of schemes that need one (delta), and ``delta_tolerance`` the relative
-    error (Frobenius) that the private difference may have when it is factored.
+    error (Frobenius) that the private difference may have when it is factored. ``device`` names a profile, for which
+    "auto" decides (see docs/simulator.md); None: by a rule of thumb measured on a server.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = checked_options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance)
+    options = checked_options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance, device)
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
@@ -104,8 +109,10 @@ def convert(
 
 def checked_options(
     scheme: str, ratio: float, activations: str | None, integrity: str, outsource: str,
-    base: str | os.PathLike[str] | None, bits: str | None, delta_tolerance: float,
+    base: str | os.PathLike[str] | None = None, bits: str | None = None, delta_tolerance: float = 0.0,
+    device: str | None = None,
 ) -> Options:  # fmt: skip
+    """Check what the user chose. Raises ``InputError``."""
     chosen = schemes.get(scheme)
     activations = chosen.activations if activations is None else activations
     if not 1.0 <= ratio <= 8.0:
@@ -122,11 +129,14 @@ def checked_options(
         raise InputError(f"{chosen.name} needs the public model that yours was trained from", "name it with --base")
     if not chosen.needs_base and (base is not None or delta_tolerance):
         raise InputError(f"{chosen.name} takes no public base model", "use --scheme delta")
+    if device is not None and outsource != "auto":
+        raise InputError("a device is for outsourcing what is worth it there", "add --outsource auto")
     share_checked(integrity)
     parse_outsource(outsource)
     fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
     public = None if base is None else Path(base)
-    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance)
+    known = None if device is None else load_profile(device)
+    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance, known)
 
 
 def share_checked(integrity: str) -> float:
@@ -218,7 +228,15 @@ class Conversion:
         if isinstance(outsource, set) and outsource - known:
             raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
         return {
-            e: partition(self._graph, e, s, outsource, self._placed[e] | self._refused[e], self._options.ratio)
+            e: partition(
+                self._graph,
+                e,
+                s,
+                outsource,
+                self._placed[e] | self._refused[e],
+                self._options.ratio,
+                self._options.device,
+            )
             for e, s in self._shapes.items()
         }
 

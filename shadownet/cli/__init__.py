@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="all|auto|none|LIST",
         help="ops to outsource; auto: those worth it; LIST of ids",
     )
+    p.add_argument("--device", metavar="NAME", help="with --outsource auto: worth it on this device (simulate --list)")
     p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
@@ -139,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
     p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
     p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
-    p.add_argument("--outsource", default="all", metavar="all|none|LIST", help="ops (default: %(default)s)")
+    p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
     p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
     p.add_argument("--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory that is set aside")
     key(p)

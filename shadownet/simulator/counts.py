@@ -149,7 +149,8 @@ class _Counter:
         terms, n = layer.restore.slot.shape
         step = Step(
             layer.name, work_of(graph), sent=sent, received=received, lookups=positions * n * terms,
-            check=_check(layer, source, target), enclave=self._inside(layer.private[0]) if layer.private else (),
+            check=checking(vars(layer.public), source, target),
+            enclave=self._inside(layer.private[0]) if layer.private else (),
         )  # fmt: skip
         return self._masked(step, layer, sent // layer.stack, positions) if layer.masked else step
 
@@ -168,12 +169,14 @@ class _Counter:
         return replace(step, mask_bytes=push + pop, offline=made)
 
 
-def _check(layer: Layer, source: tuple[int, ...], target: tuple[int, ...]) -> int:
-    """Multiply-adds of Freivalds' check (``enclave.integrity``): s Y, and (s W) x with one filter per vector."""
-    taps = math.prod(layer.public.kernel)
-    if layer.public.kind == "TRANSPOSE_CONV":
+def checking(geometry: dict[str, Any], source: tuple[int, ...], target: tuple[int, ...]) -> int:
+    """Multiply-adds of Freivalds' check (``enclave.integrity``): s Y, and (s W) x with one filter per vector.
+
+    ``source`` and ``target`` are the shapes that cross; ``geometry`` as ``LinearOp.geometry`` gives it."""
+    taps = math.prod(geometry["kernel"])
+    if geometry["kind"] == "TRANSPOSE_CONV":
         right = math.prod(source) * taps
-    elif layer.public.kind in ("FULLY_CONNECTED", "BATCH_MATMUL"):
+    elif geometry["kind"] in ("FULLY_CONNECTED", "BATCH_MATMUL"):
         right = math.prod(source)
     else:
         right = math.prod(target[:-1]) * taps * source[-1]

@@ -24,6 +24,7 @@ TERMS = {
     "accelerator_ops": ("starting ops on the accelerator", "fewer, larger layers; a runtime with cheaper launches"),
     "accelerator_macs": ("multiply-adds on the accelerator", "a smaller obfuscation ratio; a faster accelerator"),
     "accelerator_elements": ("activations moved on the accelerator", "fewer or smaller feature maps"),
+    "accelerator_weights": ("weights read by the accelerator", "a smaller model; larger batches"),
     "switch": ("entering and leaving the enclave", "fewer crossings: outsource fewer layers (--outsource auto)"),
     "mapping": ("mapping the enclave's memory at each entry", "a smaller trusted application; pre-allocated tables"),
     "pages": ("mapping shared pages at each entry", "memory that stays shared; fewer bytes crossed"),
@@ -100,8 +101,7 @@ class _Ledger:
             start = device.get(side, "op_us")
             amounts = {"macs": (work.macs, "gmac_s"), "elements": (work.elements, "gelem_s")}
             rates = [(name, amount, device.rate(side, rate, work.kind)) for name, (amount, rate) in amounts.items()]
-            if side == "enclave":  # the accelerator's weights are part of its rates for multiply-adds
-                rates.append(("weights", work.weights, device.get(side, "weights_gb_s")))
+            rates.append(("weights", work.weights, device.get(side, "weights_gb_s")))
             parts = [("ops", start.value * 1e-3, start)]
             parts += [(name, amount / (rate.value * 1e6), rate) for name, amount, rate in rates]
             for name, amount, number in parts:
@@ -110,8 +110,9 @@ class _Ledger:
         return total
 
     def elements(self, count: int) -> None:
-        rate = self._device.get("enclave", "gelem_s")
-        self.add("enclave_elements", count / (rate.value * 1e6), rate)
+        """Charge passes over activations: masking, copying, restoring."""
+        rate = self._device.rate("enclave", "gelem_s", "PASS")
+        self.add("enclave_elements", count / (rate.value * 1e6), rate, "PASS")
 
     def terms(self) -> dict[str, Interval]:
         return {
@@ -169,9 +170,9 @@ def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
 
 
 def _check(ledger: _Ledger, step: Step, share: float, device: Device, hidden: float) -> None:
-    rate = device.get("enclave", "gmac_s")
+    rate = device.rate("enclave", "gmac_s", "CHECK")
     visible = max(step.check * share / (rate.value * 1e6) - hidden, 0.0)
-    ledger.add("enclave_macs", visible, rate)
+    ledger.add("enclave_macs", visible, rate, "CHECK")
 
 
 def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> None:

@@ -29,7 +29,7 @@ CONFIDENCE = {
 
 # Section -> parameter -> (least, most). docs/simulator.md says what each means.
 PARAMETERS: dict[str, dict[str, tuple[float, float]]] = {
-    "accelerator": {"op_us": (0, 1e6), "gmac_s": (1e-4, 1e7), "gelem_s": (1e-4, 1e6)},
+    "accelerator": {"op_us": (0, 1e6), "gmac_s": (1e-4, 1e7), "gelem_s": (1e-4, 1e6), "weights_gb_s": (1e-4, 1e6)},
     "enclave": {
         "op_us": (0, 1e6), "gmac_s": (1e-4, 1e7), "gelem_s": (1e-4, 1e6), "weights_gb_s": (1e-4, 1e6),
         "unseal_gb_s": (1e-4, 1e5), "memory_mib": (0.01, 1e9), "base_mib": (0, 1e6), "swap_us": (0, 1e6),
@@ -38,7 +38,11 @@ PARAMETERS: dict[str, dict[str, tuple[float, float]]] = {
     "power": {"accelerator_w": (0, 1e5), "enclave_w": (0, 1e5)},
 }  # fmt: skip
 FLAGS = {"enclave": ("overlaps",)}
-KINDS = {"gmac_s", "gelem_s"}  # what a kind of op may have of its own, in the section "accelerator"
+# What a kind of op may have of its own, on either side. In the enclave CHECK is checking answers, PASS is masking,
+# copying and restoring, MASK is drawing random values.
+RATES = {"gmac_s", "gelem_s"}
+KINDS = {*OP_NAMES.values(), "CHECK", "PASS", "MASK"}
+SIDES = ("accelerator", "enclave")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Device:
-    """A parsed profile. ``numbers`` by section and parameter; ``kinds`` are rates of the accelerator for some ops.
+    """A parsed profile. ``numbers`` by section and parameter; ``kinds`` are rates by side and kind of op.
 
     ``overlaps``: the enclave computes while the accelerator does. ``path`` is where the profile was read.
     """
@@ -61,7 +65,7 @@ class Device:
     name: str
     description: str
     numbers: dict[str, dict[str, Number]]
-    kinds: dict[str, dict[str, Number]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
     overlaps: bool = False
     path: Path = Path()
 
@@ -70,8 +74,7 @@ class Device:
 
     def rate(self, side: str, name: str, kind: str) -> Number:
         """A rate for one kind of op."""
-        own = self.kinds.get(kind, {}) if side == "accelerator" else {}
-        return own.get(name) or self.numbers[side][name]
+        return self.kinds.get(side, {}).get(kind, {}).get(name) or self.numbers[side][name]
 
 
 def own_directory() -> Path:
@@ -117,19 +120,25 @@ def parse(record: dict[str, Any], path: Path = Path()) -> Device:
     """Check a profile's parsed TOML. Raises ``ValueError`` for whatever is missing, unknown or out of bounds."""
     _only(record, {"name", "description", *PARAMETERS}, "the file")
     numbers: dict[str, dict[str, Number]] = {}
-    kinds: dict[str, dict[str, Number]] = {}
+    kinds: dict[str, dict[str, dict[str, Number]]] = {}
     overlaps = False
     for section, parameters in PARAMETERS.items():
         table = _table(record.get(section), section)
-        _only(table, {*parameters, *FLAGS.get(section, ()), *(("kinds",) if section == "accelerator" else ())}, section)
+        _only(table, {*parameters, *FLAGS.get(section, ()), *(("kinds",) if section in SIDES else ())}, section)
         numbers[section] = {name: _number(table.get(name), name, bounds) for name, bounds in parameters.items()}
         overlaps = overlaps or _flag(table.get("overlaps", False))
-        for kind, own in _table(table.get("kinds", {}), "kinds").items():
-            if kind not in OP_NAMES.values():
-                raise ValueError(f"there is no op {kind[:40]!r}")
-            _only(_table(own, kind), KINDS, kind)
-            kinds[kind] = {name: _number(value, name, parameters[name]) for name, value in own.items()}
+        kinds[section] = _kinds(_table(table.get("kinds", {}), "kinds"), parameters)
     return Device(_text(record, "name"), _text(record, "description"), numbers, kinds, overlaps, path)
+
+
+def _kinds(table: dict[str, Any], bounds: dict[str, tuple[float, float]]) -> dict[str, dict[str, Number]]:
+    found = {}
+    for kind, own in table.items():
+        if kind not in KINDS:
+            raise ValueError(f"there is no op {kind[:40]!r}")
+        _only(_table(own, kind), RATES, kind)
+        found[kind] = {name: _number(value, name, bounds[name]) for name, value in own.items()}
+    return found
 
 
 def _only(table: dict[str, Any], known: set[str], where: str) -> None:
@@ -183,7 +192,7 @@ def write(device: Device, path: Path) -> None:
         lines += ["", f"[{section}]"]
         lines += [f"overlaps = {str(device.overlaps).lower()}"] if section in FLAGS else []
         lines += [f"{name} = {_inline(number)}" for name, number in numbers.items()]
-        for kind, own in device.kinds.items() if section == "accelerator" else ():
+        for kind, own in device.kinds.get(section, {}).items():
             lines += [f"kinds.{kind}.{name} = {_inline(number)}" for name, number in own.items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

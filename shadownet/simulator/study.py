@@ -30,13 +30,14 @@ POINTS = 11  # of a sweep that names no step
 
 @dataclass(frozen=True)
 class Choice:
-    """A scheme with its settings, as ``convert`` takes them."""
+    """A scheme with its settings, as ``convert`` takes them; a device only where ``outsource`` is "auto"."""
 
     scheme: str
     ratio: float = 1.2
     integrity: str = "full"
     activations: str | None = None
     outsource: str = "all"
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Subject:
 
     def _plan(self, choice: Choice) -> Counts:
         options = checked_options(
-            choice.scheme, choice.ratio, choice.activations, choice.integrity, choice.outsource, None, None, 0.0
+            choice.scheme, choice.ratio, choice.activations, choice.integrity, choice.outsource, device=choice.device
         )
         assert self._reference is not None
         conversion = Conversion(self._graph, self._content, options, self._reference)
@@ -115,7 +116,7 @@ class Subject:
             bundle, key = Path(directory, "bundle"), Path(directory, "key")
             keys.create(key)
             convert(self.path, bundle, scheme=choice.scheme, ratio=choice.ratio, activations=choice.activations,
-                    integrity=choice.integrity, outsource=choice.outsource, key=key)  # fmt: skip
+                    integrity=choice.integrity, outsource=choice.outsource, device=choice.device, key=key)  # fmt: skip
             return counts.of_bundle(bundle, key)
 
     def works(self) -> tuple[Work, ...]:
@@ -176,7 +177,8 @@ def _rows(
     known = (plain, inside)
     yield _row(device, "unprotected", None, 0, plain, None, known)
     yield _row(device, "tee", None, ta_memory, inside, subject.inside(), known)
-    for choice in choices:
+    for given in choices:
+        choice = replace(given, device=str(device.path)) if given.outsource == "auto" else given
         for point in sweep.values if sweep is not None else (None,):
             size, varied = ta_memory, choice
             if sweep is not None and point is not None:
