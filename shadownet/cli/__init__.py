@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="predicted for these beside what is measured here")
     key(p)
 
     p = verb("simulate", "predict what a model or bundle would cost on a device", "simulate")
@@ -144,6 +145,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
     p.add_argument("--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory that is set aside")
     key(p)
+
+    p = verb("calibrate", "measure this machine for simulate; wants it quiet", "simulate")
+    p.add_argument("-o", "--output", metavar="FILE.toml", help="where to write it (default: the user's this-machine)")
+    p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
+    p.add_argument("--seconds", type=float, default=0.3, metavar="S", help="for each network (default: %(default)s)")
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
     p.add_argument("bundle", metavar="BUNDLE|MODEL.tflite")

@@ -1,4 +1,4 @@
-"""The verb simulate."""
+"""The verbs simulate and calibrate."""
 
 from __future__ import annotations
 
@@ -72,3 +72,16 @@ def _breakdown(row: dict[str, Any]) -> None:
     ]
     table([f"{row['contender']}: where it goes", "time", "share"], rows)
     print(f"less of it: {row['dominant']['remedy']}")
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    from shadownet.simulator import profile
+    from shadownet.simulator.calibrate import calibrate as measure
+
+    device = measure(max(1, args.num_threads), args.seconds)
+    path = Path(args.output) if args.output else profile.own_directory() / f"{device.name}.toml"
+    profile.write(device, path)
+    if args.json:
+        as_json({"device": device.name, "path": str(path)})
+    else:
+        print(f"wrote {path}: shadownet simulate MODEL.tflite --device {device.name if not args.output else path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ class Sweep:
         try:
             number: Callable[[str], float] = float if name == "ratio" else size
             points = _range(values, number) if ":" in values else [number(part) for part in values.split(",")]
-        except Exception as error:
+        except (ValueError, OverflowError, ArgumentTypeError) as error:
             raise InputError(f"cannot sweep {text[:60]!r}: {error}", "write LOW:HIGH, LOW:HIGH:STEP or A,B,C") from None
         low, high = (1.0, 8.0) if name == "ratio" else (1.0, float(1 << 40))
         if len(points) > MAX_POINTS or not all(low <= point <= high for point in points):
@@ -66,7 +67,7 @@ class Sweep:
 
 def _range(text: str, number: Callable[[str], float]) -> list[float]:
     low, high, *step = (number(part) for part in text.split(":"))
-    if not low <= high or (step and not step[0] > 0):
+    if not low <= high or len(step) > 1 or not all(part > 0 for part in step):
         raise ValueError("a range goes up")
     count = POINTS if not step else min(int((high - low) / step[0] + 1e-9) + 1, MAX_POINTS + 1)
     spread = np.linspace(low, high, count) if not step else low + step[0] * np.arange(count)
@@ -211,6 +212,26 @@ def _row(
         "times_tee": latency.expected / (known[1].latency_ms.expected or 1.0),
         "counts": None if counted is None else counted.totals(),
     }  # fmt: skip
+
+
+def beside(model: Path, key: Path, rows: list[dict[str, Any]], given: list[Device]) -> list[dict[str, Any]]:
+    """For each row of ``shadownet bench``: predicted milliseconds and ratio to the unprotected model, by device."""
+    found: list[dict[str, Any]] = []
+    with Subject(model, key) as subject:
+        plain = {device.name: predict.unprotected(subject.works(), device).latency_ms.expected for device in given}
+        for row in rows:
+            counted = None if row["scheme"] == "none" else subject.counts(_measured(row))
+            times = {d.name: plain[d.name] if counted is None else
+                     predict.protected(counted, d).latency_ms.expected for d in given}  # fmt: skip
+            found.append({name: {"ms": ms, "ratio": ms / plain[name]} for name, ms in times.items()})
+    return found
+
+
+def _measured(row: dict[str, Any]) -> Choice:
+    """What a row of ``shadownet bench`` was converted with."""
+    if row["scheme"] == "tee":
+        return Choice("tee", integrity="none")
+    return Choice(row["scheme"], row["obfuscation_ratio"], row["integrity"])
 
 
 def devices(given: list[str]) -> list[Device]:
