@@ -19,8 +19,9 @@ from shadownet import cost
 from shadownet.cli import main, size
 from shadownet.inputs import random_inputs
 from shadownet.session import Session
-from shadownet.simulator import counts, predict, profile
+from shadownet.simulator import calibrate, counts, predict, profile, study
 from shadownet.simulator.fitting import fit
+from shadownet.simulator.networks import Chain
 from shadownet.simulator.study import Choice, Subject, Sweep
 from shadownet.simulator.work import Work, peak, work_of
 from shadownet.wire.errors import InputError
@@ -421,6 +422,46 @@ def test_simulate_a_model(model: Path, device_key: Path, capsys: pytest.CaptureF
         assert set(row) == ROW
         assert sum(part["expected"] for part in row["terms"].values()) == pytest.approx(row["latency_ms"]["expected"])
         assert all(f"`{name}`" in documented for name in (*row, *row["terms"], *(row["counts"] or ())))
+
+
+def test_simulate_layer_by_layer(model: Path, device_key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = simulated(capsys, model, "--layers")["rows"]
+    assert rows[0]["layers"] is None
+    layers, totals = rows[2]["layers"], rows[2]["counts"]
+    assert totals["crossings"] == sum(layer["bytes_out"] > 0 for layer in layers)
+    assert totals["working_set"] == max(layer["held"] for layer in layers)
+    for name in ("bytes_in", "accelerator_macs", "enclave_elements", "mask_bytes"):
+        assert totals[name] == sum(layer[name] for layer in layers) > 0
+
+
+def test_bench_has_predictions_beside_its_rows(model: Path, device_key: Path) -> None:
+    rows = [
+        {"scheme": "none"},
+        {"scheme": "tee"},
+        {"scheme": "shadownet:fast", "obfuscation_ratio": 1.2, "integrity": "none"},
+    ]
+    found = study.beside(model, device_key, rows, study.devices(["hikey960-optee", "h100-cc"]))
+    assert [set(times) for times in found] == 3 * [{"hikey960-optee", "h100-cc"}]
+    assert found[0]["h100-cc"]["ratio"] == 1.0
+    assert found[1]["hikey960-optee"]["ms"] > 0
+
+
+def test_calibrating_gives_a_profile_that_predicts(
+    model: Path, tmp_path: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On chains too small to mean anything: that every parameter is measured, and none from a real network."""
+    kinds = ("CONV_2D", "CONV_2D", "FULLY_CONNECTED", "ADD", "DEPTHWISE_CONV_2D", "SOFTMAX")
+    monkeypatch.setattr(calibrate, "PLAIN", [Chain(kind, 4 + k, 8) for k, kind in enumerate(kinds)])
+    monkeypatch.setattr(calibrate, "PROTECTED", [Chain("CONV_2D", 4, 8, 3, 2)])
+    path = tmp_path / "mine.toml"
+    assert main(["calibrate", "--seconds", "0", "-o", str(path)]) == 0
+    capsys.readouterr()
+    made = profile.load(str(path))
+    assert made.name == "this-machine"
+    assert {number.confidence for section in made.numbers.values() for number in section.values()} == {"M"}
+    assert set(made.kinds["enclave"]) == {"DEPTHWISE_CONV_2D", "SOFTMAX", "CHECK", "PASS", "MASK"}
+    rows = simulated(capsys, model, "--device", path)["rows"]
+    assert all(row["latency_ms"]["expected"] > 0 for row in rows)
 
 
 def test_simulate_a_bundle_gives_what_its_model_gives(

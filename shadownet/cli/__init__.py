@@ -144,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
     p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
     p.add_argument("--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory that is set aside")
+    p.add_argument("--layers", action="store_true", help="with --json: counts of each layer, too")
     key(p)
 
     p = verb("calibrate", "measure this machine for simulate; wants it quiet", "simulate")

@@ -25,7 +25,7 @@ def simulate(args: argparse.Namespace) -> None:
         if subject.is_bundle:
             schemes = [str(subject.manifest.get("scheme"))]
         choices = [study.Choice(s, args.ratio, args.integrity, args.activations, args.outsource) for s in schemes]
-        record = study.simulate(subject, devices, choices, sweep, args.ta_memory)
+        record = study.simulate(subject, devices, choices, sweep, args.ta_memory, args.layers)
     as_json(record) if args.json else _show(record)
 
 

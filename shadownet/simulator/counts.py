@@ -61,6 +61,19 @@ class Step:
     def bytes_in(self) -> int:
         return 4 * self.received
 
+    def totals(self, checked: float) -> dict[str, float]:
+        """One number for each thing counted, with this share of answers checked."""
+        return {
+            "bytes_out": self.bytes_out,
+            "bytes_in": self.bytes_in,
+            "accelerator_macs": sum(work.macs for work in self.accelerator),
+            "accelerator_elements": sum(work.elements for work in self.accelerator),
+            "enclave_macs": sum(work.macs for work in self.enclave) + checked * self.check,
+            "enclave_elements": sum(w.elements for w in self.enclave) + self.sent + self.received + self.lookups,
+            "mask_bytes": self.mask_bytes,
+            "mask_macs": sum(work.macs for work in self.offline),
+        }
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -84,21 +97,18 @@ class Counts:
 
     def totals(self) -> dict[str, float]:
         """One number for each thing counted."""
-        steps = self.steps
+        steps = self.layers()
+        added = {name: sum(step[name] for step in steps) for name in Step("").totals(0.0)}
         return {
             "crossings": self.crossings,
-            "bytes_out": sum(s.bytes_out for s in steps),
-            "bytes_in": sum(s.bytes_in for s in steps),
-            "accelerator_macs": sum(w.macs for s in steps for w in s.accelerator),
-            "accelerator_elements": sum(w.elements for s in steps for w in s.accelerator),
-            "enclave_macs": sum(w.macs for s in steps for w in s.enclave) + self.checked * sum(s.check for s in steps),
-            "enclave_elements": sum(w.elements for s in steps for w in s.enclave)
-            + sum(s.sent + s.received + s.lookups for s in steps),
-            "mask_bytes": self.mask_bytes,
-            "mask_macs": sum(w.macs for s in steps for w in s.offline),
+            **added,
             "sealed_bytes": self.weights + self.tables,
-            "working_set": max((s.held for s in steps), default=0),
+            "working_set": max((step.held for step in self.steps), default=0),
         }
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The same for each step, in order: ``held`` over the steps is the working set over time."""
+        return [{"name": s.name, **s.totals(self.checked), "held": s.held, "arena": s.arena} for s in self.steps]
 
 
 def of_bundle(bundle: Path, key: Path) -> Counts:

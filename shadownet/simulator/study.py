@@ -148,10 +148,14 @@ def _original(layer: dict[str, Any], offline: tuple[Work, ...]) -> Work:
 
 
 def simulate(
-    subject: Subject, devices: list[Device], choices: list[Choice], sweep: Sweep | None = None, ta_memory: int = 0
-) -> dict[str, Any]:
-    """The record that ``simulate --json`` prints; docs/simulator.md describes it."""
-    rows = [row for device in devices for row in _rows(subject, device, choices, sweep, ta_memory)]
+    subject: Subject, devices: list[Device], choices: list[Choice], sweep: Sweep | None = None, ta_memory: int = 0,
+    layers: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The record that ``simulate --json`` prints; docs/simulator.md describes it. ``layers``: with counts of each."""
+    rows = []
+    for device in devices:
+        for row, counted in _rows(subject, device, choices, sweep, ta_memory):
+            rows.append(row | ({"layers": None if counted is None else counted.layers()} if layers else {}))
     return {
         "version": JSON_VERSION,
         "model": subject.path.name,
@@ -172,12 +176,12 @@ NOTES = [
 
 def _rows(
     subject: Subject, device: Device, choices: list[Choice], sweep: Sweep | None, ta_memory: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[dict[str, Any], Counts | None]]:
     plain = predict.unprotected(subject.works(), device)
     inside = predict.protected(subject.inside(), device, ta_memory)
     known = (plain, inside)
-    yield _row(device, "unprotected", None, 0, plain, None, known)
-    yield _row(device, "tee", None, ta_memory, inside, subject.inside(), known)
+    yield _row(device, "unprotected", None, 0, plain, None, known), None
+    yield _row(device, "tee", None, ta_memory, inside, subject.inside(), known), subject.inside()
     for given in choices:
         choice = replace(given, device=str(device.path)) if given.outsource == "auto" else given
         for point in sweep.values if sweep is not None else (None,):
@@ -186,7 +190,8 @@ def _rows(
                 size, varied = (int(point), choice) if sweep.parameter == "ta-memory" else (
                     ta_memory, replace(choice, ratio=point))  # fmt: skip
             counted = subject.counts(varied)
-            yield _row(device, varied.scheme, varied, size, predict.protected(counted, device, size), counted, known)
+            estimate = predict.protected(counted, device, size)
+            yield _row(device, varied.scheme, varied, size, estimate, counted, known), counted
 
 
 def _row(
