@@ -213,8 +213,9 @@ class Executor:
     def _take_masks(self) -> MaskSet:
         start, made = time.perf_counter(), self.masks.made_inline
         taken = self.masks.take()
-        if self.masks.made_inline > made:
-            self.trace.work("make masks", start)
+        if self.trace.enabled:
+            sizes = {self.program.layers[number].name: size for number, size in taken.sizes().items()}
+            self.trace.work("make masks" if self.masks.made_inline > made else "take masks", start, **sizes)
         return taken
 
     @staticmethod
@@ -234,10 +235,12 @@ class Executor:
             began = time.perf_counter()
             if isinstance(action, Segment):
                 self._segment(action, found, copied=len(tensors) > 1)
-                self.trace.work("trusted segment", began)
+                name = f"segment {action.subgraph}"
             else:
                 found[action.output] = self._linear(action, found, own)
-                self.trace.work(action.name, began)
+                name = action.name
+            if self.trace.enabled:
+                self.trace.work(name, began, held=sum(value.nbytes for value in found.values()))
 
     def _choose(self) -> None:
         """Choose the layer calls that are checked; inferences under way at the same time share the choice."""

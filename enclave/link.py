@@ -173,8 +173,12 @@ class Accelerator:
 
     def crossed(self, layer: int, asked: float, waiting: tuple[float, float], trace: Trace) -> None:
         """Record that a layer ran; times as :meth:`Trace.call` takes them."""
-        sent, received = (view.nbytes for view in self._views[layer])
-        trace.call(self._names[layer], asked, waiting, sent, received)
+        trace.call(self._names[layer], asked, waiting, **self.traffic(layer))
+
+    def traffic(self, layer: int) -> dict[str, int]:
+        """Bytes that cross when a layer is called."""
+        sent, received = self._views[layer]
+        return {"sent": sent.nbytes, "received": received.nbytes}
 
     @property
     def nbytes(self) -> int:
@@ -186,9 +190,10 @@ class Accelerator:
         return {name: 1e-9 * getattr(self._native, name.replace("seconds", "ns")) for name in PHASES}
 
     def _count(self, layer: int) -> None:
+        traffic = self.traffic(layer)
         self.crossings += 1
-        self.bytes_out += self._views[layer][0].nbytes
-        self.bytes_in += self._views[layer][1].nbytes
+        self.bytes_out += traffic["sent"]
+        self.bytes_in += traffic["received"]
 
     @staticmethod
     def _refuse(outcome: str, name: str) -> None:

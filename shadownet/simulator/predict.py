@@ -1,0 +1,233 @@
+"""The cost model: counts times a device's parameters. docs/simulator.md has the formula and where it fails.
+
+Latency is a sum of terms. Each has the uncertainty of its parameter; errors of different terms count as independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from shadownet.simulator.counts import Counts, Step
+from shadownet.simulator.profile import Device, Number
+from shadownet.simulator.work import Work
+
+MIB = 1 << 20
+PAGE = 4096
+TILE = 256 << 10  # bytes of an answer that are handled at a time where a layer does not fit
+
+FITS, TILED, PAGED, NOT = "fits", "fits with tiling", "fits with paging", "does not fit"
+
+# Term -> (what it is, what would reduce it).
+TERMS = {
+    "accelerator_ops": ("starting ops on the accelerator", "fewer, larger layers; a runtime with cheaper launches"),
+    "accelerator_macs": ("multiply-adds on the accelerator", "a smaller obfuscation ratio; a faster accelerator"),
+    "accelerator_elements": ("activations moved on the accelerator", "fewer or smaller feature maps"),
+    "accelerator_weights": ("weights read by the accelerator", "a smaller model; larger batches"),
+    "switch": ("entering and leaving the enclave", "fewer crossings: outsource fewer layers (--outsource auto)"),
+    "mapping": ("mapping the enclave's memory at each entry", "a smaller trusted application; pre-allocated tables"),
+    "pages": ("mapping shared pages at each entry", "memory that stays shared; fewer bytes crossed"),
+    "copy": ("bytes crossing", "a smaller obfuscation ratio; outsource fewer layers with large maps"),
+    "enclave_ops": ("starting ops in the enclave", "fewer trusted segments"),
+    "enclave_macs": ("multiply-adds in the enclave", "outsource more layers; check fewer answers (--integrity spot:F)"),
+    "enclave_elements": ("passes over activations in the enclave", "vector code in the enclave; fewer masked layers"),
+    "enclave_weights": ("weights read by the enclave", "outsource the layers with the most weights"),
+    "streaming": ("unsealing what the enclave has no room for", "more enclave memory; fewer masks"),
+    "paging": ("pages swapped in and out of the enclave", "a working set that fits; outsource the largest layers"),
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """``expected``, and where the profile's uncertainty puts the truth."""
+
+    low: float
+    expected: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        return {"low": self.low, "expected": self.expected, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of secure memory: all at hand (``needed``), or tile by tile (``tiled``), against the ``budget``."""
+
+    needed: int
+    tiled: int
+    budget: int
+    verdict: str
+
+    @property
+    def size(self) -> int:
+        """What the trusted application would be built with."""
+        return self.tiled if self.verdict == TILED else self.needed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Milliseconds by term, as intervals; the sum of them; millijoules; memory; and making one set of masks (ms)."""
+
+    terms: dict[str, Interval]
+    latency_ms: Interval
+    energy_mj: Interval
+    memory: Memory
+    masks_ms: Interval
+
+    @property
+    def dominant(self) -> str:
+        return max(self.terms, key=lambda term: self.terms[term].expected)
+
+
+class _Ledger:
+    """Adds up milliseconds by term. Amounts under one parameter share its error; parameters are independent."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._found: dict[tuple[str, str, str], tuple[float, Number]] = {}
+
+    def add(self, term: str, amount: float, number: Number, kind: str = "") -> None:
+        """``amount`` is milliseconds at the number's value."""
+        key = (term, kind, number.source)
+        self._found[key] = (self._found.get(key, (0.0, number))[0] + amount, number)
+
+    def work(self, side: str, works: Iterable[Work]) -> float:
+        """Charge ops to one side; returns the milliseconds."""
+        device, total = self._device, 0.0
+        for work in works:
+            if not (work.macs or work.elements):
+                continue
+            start = device.get(side, "op_us")
+            amounts = {"macs": (work.macs, "gmac_s"), "elements": (work.elements, "gelem_s")}
+            rates = [(name, amount, device.rate(side, rate, work.kind)) for name, (amount, rate) in amounts.items()]
+            rates.append(("weights", work.weights, device.get(side, "weights_gb_s")))
+            parts = [("ops", start.value * 1e-3, start)]
+            parts += [(name, amount / (rate.value * 1e6), rate) for name, amount, rate in rates]
+            for name, amount, number in parts:
+                self.add(f"{side}_{name}", amount, number, work.kind)
+                total += amount
+        return total
+
+    def elements(self, count: int) -> None:
+        """Charge passes over activations: masking, copying, restoring."""
+        rate = self._device.rate("enclave", "gelem_s", "PASS")
+        self.add("enclave_elements", count / (rate.value * 1e6), rate, "PASS")
+
+    def terms(self) -> dict[str, Interval]:
+        return {
+            term: _sum(pair for (name, *_), pair in self._found.items() if name == term)
+            for term in TERMS
+            if any(name == term and amount for (name, *_), (amount, _) in self._found.items())
+        }
+
+    def total(self) -> Interval:
+        return _sum(self._found.values())
+
+    def energy(self) -> Interval:
+        """Power of the side that works times its time; crossings are the enclave's."""
+        sides = {True: "accelerator_w", False: "enclave_w"}
+        parts = []
+        for (term, *_), (amount, number) in self._found.items():
+            power = self._device.get("power", sides[term.startswith("accelerator")])
+            both = replace(number, within=number.within * power.within)
+            parts.append((amount * power.value, both))
+        return _sum(parts)
+
+
+def _sum(parts: Iterable[tuple[float, Number]]) -> Interval:
+    parts = list(parts)
+    expected = sum(amount for amount, _ in parts)
+    above = math.sqrt(sum((amount * (number.within - 1)) ** 2 for amount, number in parts))
+    below = math.sqrt(sum((amount * (1 - 1 / number.within)) ** 2 for amount, number in parts))
+    return Interval(expected - below, expected, expected + above)
+
+
+def unprotected(works: Iterable[Work], device: Device) -> Estimate:
+    """All of the model on the accelerator."""
+    ledger = _Ledger(device)
+    ledger.work("accelerator", works)
+    none = Interval(0.0, 0.0, 0.0)
+    return Estimate(ledger.terms(), ledger.total(), ledger.energy(), Memory(0, 0, _budget(device), FITS), none)
+
+
+def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
+    """One inference with one set of masks made beforehand.
+
+    ``ta_memory`` is the bytes that the trusted application is built with; 0 for as many as it needs.
+    """
+    ledger = _Ledger(device)
+    memory = secure_memory(counts, device, ta_memory)
+    hidden = 0.0  # accelerator time during which the enclave can do something of its own
+    for step in counts.steps:
+        hidden = ledger.work("accelerator", step.accelerator)
+        ledger.work("enclave", step.enclave)
+        ledger.elements(step.sent + step.received + step.lookups)
+        _check(ledger, step, counts.checked, device, hidden if device.overlaps else 0.0)
+    _crossings(ledger, counts, device, ta_memory or memory.size)
+    _shortage(ledger, counts, device, memory)
+    return Estimate(ledger.terms(), ledger.total(), ledger.energy(), memory, _masks(counts, device))
+
+
+def _check(ledger: _Ledger, step: Step, share: float, device: Device, hidden: float) -> None:
+    rate = device.rate("enclave", "gmac_s", "CHECK")
+    visible = max(step.check * share / (rate.value * 1e6) - hidden, 0.0)
+    ledger.add("enclave_macs", visible, rate, "CHECK")
+
+
+def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> None:
+    """Every layer's round trip, and the app's own."""
+    entries = counts.crossings + 1
+    crossed = sum(step.bytes_out + step.bytes_in for step in counts.steps) + counts.interface
+    pages = sum(-(-step.bytes_out // PAGE) + -(-step.bytes_in // PAGE) for step in counts.steps)
+    pages += -(-counts.interface // PAGE)
+    switch, mapping, page, rate = (device.get("crossing", name) for name in ("switch_us", "map_us_per_mib", "page_us",
+                                                                             "gb_s"))  # fmt: skip
+    ledger.add("switch", entries * switch.value * 1e-3, switch)
+    ledger.add("mapping", entries * mapping.value * 1e-3 * size / MIB, mapping)
+    ledger.add("pages", pages * page.value * 1e-3, page)
+    ledger.add("copy", crossed / (rate.value * 1e6), rate)
+
+
+def _shortage(ledger: _Ledger, counts: Counts, device: Device, memory: Memory) -> None:
+    """What it costs that not everything fits: sealed masks and weights are streamed, or pages swapped."""
+    used = sum(work.weights for step in counts.steps for work in step.enclave)
+    if memory.verdict == TILED:
+        rate = device.get("enclave", "unseal_gb_s")
+        ledger.add("streaming", (counts.mask_bytes + used) / (rate.value * 1e6), rate)
+    if memory.verdict == PAGED:
+        swap = device.get("enclave", "swap_us")
+        touched = counts.mask_bytes + used + 4 * int(counts.totals()["enclave_elements"])
+        ledger.add("paging", touched / PAGE * swap.value * 1e-3, swap)
+
+
+def _masks(counts: Counts, device: Device) -> Interval:
+    """Making one set: the enclave's own linear work on random values."""
+    ledger = _Ledger(device)
+    for step in counts.steps:
+        ledger.work("enclave", step.offline)
+    return ledger.total()
+
+
+def _budget(device: Device) -> int:
+    return int(device.get("enclave", "memory_mib").value * MIB)
+
+
+def secure_memory(counts: Counts, device: Device, ta_memory: int = 0) -> Memory:
+    """What the enclave needs, with everything at hand and one set of masks, and what it needs if it streams."""
+    base = int(device.get("enclave", "base_mib").value * MIB) + counts.tables
+    buffers = 4 * max((step.sent for step in counts.steps), default=0)
+    buffers += 4 * max((step.received for step in counts.steps), default=0)
+    tensors = max((step.held + step.arena for step in counts.steps), default=0)
+    needed = base + counts.weights + counts.mask_bytes + buffers + tensors
+    kept = max((step.across if step.crosses else step.held + step.arena for step in counts.steps), default=0)
+    tiled = min(base + kept + 2 * TILE, needed)
+    budget = _budget(device)
+    room = min(ta_memory or budget, budget)
+    if needed <= room:
+        verdict = FITS
+    elif device.get("enclave", "swap_us").value > 0 and not ta_memory:
+        verdict = PAGED
+    else:
+        verdict = TILED if tiled <= room else NOT
+    return Memory(needed, tiled, budget, verdict)
