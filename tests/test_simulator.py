@@ -459,7 +459,7 @@ def test_calibrating_gives_a_profile_that_predicts(
     made = profile.load(str(path))
     assert made.name == "this-machine"
     assert {number.confidence for section in made.numbers.values() for number in section.values()} == {"M"}
-    assert set(made.kinds["enclave"]) == {"DEPTHWISE_CONV_2D", "SOFTMAX", "CHECK", "PASS", "MASK"}
+    assert set(made.kinds["enclave"]) == {"CONV_2D", "DEPTHWISE_CONV_2D", "SOFTMAX", "CHECK", "PASS", "MASK"}
     rows = simulated(capsys, model, "--device", path)["rows"]
     assert all(row["latency_ms"]["expected"] > 0 for row in rows)
 

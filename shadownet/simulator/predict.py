@@ -25,6 +25,7 @@ TERMS = {
     "accelerator_macs": ("multiply-adds on the accelerator", "a smaller obfuscation ratio; a faster accelerator"),
     "accelerator_elements": ("activations moved on the accelerator", "fewer or smaller feature maps"),
     "accelerator_weights": ("weights read by the accelerator", "a smaller model; larger batches"),
+    "app": ("the app's own call", "more work in one call"),
     "switch": ("entering and leaving the enclave", "fewer crossings: outsource fewer layers (--outsource auto)"),
     "mapping": ("mapping the enclave's memory at each entry", "a smaller trusted application; pre-allocated tables"),
     "pages": ("mapping shared pages at each entry", "memory that stays shared; fewer bytes crossed"),
@@ -99,9 +100,11 @@ class _Ledger:
             if not (work.macs or work.elements):
                 continue
             start = device.get(side, "op_us")
-            amounts = {"macs": (work.macs, "gmac_s"), "elements": (work.elements, "gelem_s")}
+            amounts = {
+                "macs": (work.macs, "gmac_s"), "elements": (work.elements, "gelem_s"),
+                "weights": (work.weights, "weights_gb_s"),
+            }  # fmt: skip
             rates = [(name, amount, device.rate(side, rate, work.kind)) for name, (amount, rate) in amounts.items()]
-            rates.append(("weights", work.weights, device.get(side, "weights_gb_s")))
             parts = [("ops", start.value * 1e-3, start)]
             parts += [(name, amount / (rate.value * 1e6), rate) for name, amount, rate in rates]
             for name, amount, number in parts:
@@ -181,6 +184,8 @@ def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> No
     crossed = sum(step.bytes_out + step.bytes_in for step in counts.steps) + counts.interface
     pages = sum(-(-step.bytes_out // PAGE) + -(-step.bytes_in // PAGE) for step in counts.steps)
     pages += -(-counts.interface // PAGE)
+    app = device.get("crossing", "app_us")
+    ledger.add("app", app.value * 1e-3, app)
     switch, mapping, page, rate = (device.get("crossing", name) for name in ("switch_us", "map_us_per_mib", "page_us",
                                                                              "gb_s"))  # fmt: skip
     ledger.add("switch", entries * switch.value * 1e-3, switch)
