@@ -137,13 +137,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("path", nargs="?", default="", metavar="MODEL.tflite|BUNDLE")
     p.add_argument("--device", nargs="+", metavar="NAME", help="profiles or .toml files (default: hikey960-optee)")
     p.add_argument("--list", action="store_true", help="list the device profiles")
-    p.add_argument("--schemes", default="shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)")
+    p.add_argument(
+        "--schemes", default="shadownet:paper,shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)"
+    )
     p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
     p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
     p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
     p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
     p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
-    p.add_argument("--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory that is set aside")
+    p.add_argument(
+        "--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory set aside (default: the device's)"
+    )
     p.add_argument("--layers", action="store_true", help="with --json: counts of each layer, too")
     key(p)
 

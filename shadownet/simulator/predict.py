@@ -78,7 +78,8 @@ class Estimate:
 
     @property
     def dominant(self) -> str:
-        return max(self.terms, key=lambda term: self.terms[term].expected)
+        """The largest term; of nothing, the first of all."""
+        return max(self.terms, key=lambda term: self.terms[term].expected, default=next(iter(TERMS)))
 
 
 class _Ledger:
@@ -157,7 +158,8 @@ def unprotected(works: Iterable[Work], device: Device) -> Estimate:
 def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
     """One inference with one set of masks made beforehand.
 
-    ``ta_memory`` is the bytes that the trusted application is built with; 0 for as many as it needs.
+    ``ta_memory`` is the bytes that the trusted application is built with, in place of the device's budget; 0 for as
+    many as it needs.
     """
     ledger = _Ledger(device)
     memory = secure_memory(counts, device, ta_memory)
@@ -197,7 +199,7 @@ def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> No
 def _shortage(ledger: _Ledger, counts: Counts, device: Device, memory: Memory) -> None:
     """What it costs that not everything fits: sealed masks and weights are streamed, or pages swapped."""
     used = sum(work.weights for step in counts.steps for work in step.enclave)
-    if memory.verdict == TILED:
+    if memory.verdict in (TILED, NOT):  # what does not fit is priced as if it could be tiled further
         rate = device.get("enclave", "unseal_gb_s")
         ledger.add("streaming", (counts.mask_bytes + used) / (rate.value * 1e6), rate)
     if memory.verdict == PAGED:
@@ -227,12 +229,11 @@ def secure_memory(counts: Counts, device: Device, ta_memory: int = 0) -> Memory:
     needed = base + counts.weights + counts.mask_bytes + buffers + tensors
     kept = max((step.across if step.crosses else step.held + step.arena for step in counts.steps), default=0)
     tiled = min(base + kept + 2 * TILE, needed)
-    budget = _budget(device)
-    room = min(ta_memory or budget, budget)
-    if needed <= room:
+    budget = ta_memory or _budget(device)
+    if needed <= budget:
         verdict = FITS
     elif device.get("enclave", "swap_us").value > 0 and not ta_memory:
         verdict = PAGED
     else:
-        verdict = TILED if tiled <= room else NOT
+        verdict = TILED if tiled <= budget else NOT
     return Memory(needed, tiled, budget, verdict)
