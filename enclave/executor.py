@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from enclave.exact import Residues
 from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
+from enclave.precision import Probe
 from enclave.program import Entry, Layer, Program, Segment
 from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
-from shadownet.wire.errors import BundleError, InputError, IntegrityError
+from shadownet.wire.errors import BundleError, InputError, IntegrityError, WorkerError
+from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +35,7 @@ class Executor:
         self, program: Program, public: bytes, num_threads: int, link: Accelerator | None, mask_memory: int,
         trace: Trace,
     ) -> None:  # fmt: skip
-        """``public`` is the verified public model, from which checks of answers are made; b"" if there are none."""
+        """``public`` is the verified public model, from which tests and checks of answers are made; b"" if none is."""
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
         self.program, self.trace = program, trace
@@ -43,7 +46,8 @@ class Executor:
             layer.number: Checker(layer.public, public, layer.format.exact, self._rng)
             for layer in (program.layers if program.checked else [])
         }
-        self._geometries: dict[int, Geometry] = {}
+        self._probes = [Probe(layer.public, public, layer.format.exact, self._rng) for layer in program.layers]
+        self._geometries: list[Geometry] = []
         self._native_checks: dict[int, list[NativeCheck]] = {}  # by layer, one for each lane
         self._shapes: list[tuple[Shape, Shape]] = []  # of each layer's input and output
         self.lanes = 1
@@ -62,9 +66,12 @@ class Executor:
         model so.
         """
         entry = self.program.entries[key]
+        # Until all of it succeeds there is nothing to run: masks and pointers of other shapes would reach past what
+        # belongs to them.
+        self._entry, before = None, self._entry
         lanes = lanes if native.load() is not None and not self.program.stateful else 1
         if lanes != self.lanes:
-            self.lanes, self._shapes, self._entry = lanes, [], None
+            self.lanes, self._shapes, before = lanes, [], None
         known: dict[int, Shape] = {t: a.shape for t, a in entry.constants.items()}
         known |= {spec.index: shape for spec, shape in zip(entry.inputs, shapes, strict=True)}
         layers = dict(enumerate(self._shapes))
@@ -79,14 +86,11 @@ class Executor:
                 own = self._output_shape(step)
                 layers[step.number] = (known[step.input], own)
                 known[step.output] = _broadcast(own, known.get(step.format.residual))
-        if not self._is_open(layers) or key != self._entry or shapes != self._inputs:
-            # Until all of it succeeds there is nothing to run: masks and pointers of other shapes would read past
-            # what belongs to them.
-            self._entry = None
+        if not self._is_open(layers) or key != before or shapes != self._inputs:
             self.masks = MaskPool([], self._make_mask, self._mask_memory)
             self._open(layers)
             self._compile(entry, known)
-            self._entry, self._inputs = key, shapes
+        self._entry, self._inputs = key, shapes
         return (
             [_reshaped(spec, shape) for spec, shape in zip(entry.inputs, shapes, strict=True)],
             [_reshaped(spec, known[spec.index]) for spec in entry.outputs],
@@ -121,15 +125,47 @@ class Executor:
             ],
             self.lanes,
         )
+        self._geometries = [
+            Geometry(layer.public, _times(layer.stack, inp), _times(layer.stack, (*out[:-1], layer.slots)))
+            for layer, (inp, out) in zip(self.program.layers, wanted, strict=True)
+        ]
+        self._try()
         self._shapes = wanted
+
+    def _try(self) -> None:
+        """Have the accelerator's arithmetic tested, layer by layer. Raises ``WorkerError`` or ``IntegrityError``."""
+        link, program = self._link, self.program
+        assert link is not None
+        if PRECISIONS[link.precision].unit > PRECISIONS[program.precision].unit:
+            raise self._too_coarse(link.precision)
+        for layer, probe, geometry in zip(program.layers, self._probes, self._geometries, strict=True):
+            sent = probe.input(link.input(layer.number).shape)
+            np.copyto(link.input(layer.number), sent)
+            link.probe(layer.number, layer.name)
+            excess = probe.excess(geometry, sent, link.output(layer.number), PRECISIONS[link.precision])
+            if excess > 1:
+                raise IntegrityError(
+                    f"the accelerator says that it computes in {link.precision}, and layer {layer.name} is off by "
+                    f"{excess:.0f} times what that allows",
+                    "shadownet doctor; try another accelerator or another driver",
+                )
+
+    def _too_coarse(self, precision: str) -> WorkerError:
+        if any(layer.format.exact for layer in self.program.layers):
+            return WorkerError(
+                f"the accelerator computes in {precision}, which is too coarse: this bundle sends integers up to 2^24, "
+                "and only float32 holds them all",
+                "choose an accelerator that computes in float32; shadownet doctor lists them",
+            )
+        return WorkerError(
+            f"the accelerator computes in {precision}, which is too coarse: this bundle's masks and checks are made "
+            f"for {self.program.precision}",
+            f"choose another accelerator, or convert the model with --precision {precision} --integrity none",
+        )
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
-        self._actions, self._stretches, self._geometries, self._native_checks = [], {}, {}, {}
-        for number in self._checkers:
-            layer, (source, target) = self.program.layers[number], self._shapes[number]
-            crossing = _times(layer.stack, source), _times(layer.stack, (*target[:-1], layer.slots))
-            self._geometries[number] = Geometry(layer.public, *crossing)
+        self._actions, self._stretches, self._native_checks = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
         native_run = native.load() is not None
         at = 0
@@ -159,15 +195,29 @@ class Executor:
             later.update(step.reads())
         assert self._link is not None
         checks = {
-            layer.number: self._checkers[layer.number].native(self._geometries[layer.number], self._link.kept)
+            layer.number: self._checkers[layer.number].native(self._geometries[layer.number], self._link.kept[lane])
             for layer in layers
             if layer.number in self._checkers
         }
         for number, check in checks.items():
             self._native_checks.setdefault(number, []).append(check)
-        made = Stretch(layers, self._shapes, later, self._link, checks, lane)
+        places = {} if lane else self._places(entry, layers)
+        made = Stretch(layers, self._shapes, later, places, self._link, checks, lane)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
+
+    def _places(self, entry: Entry, layers: list[Layer]) -> dict[int, Array]:
+        """Results of ``layers`` that one segment alone reads, and where it reads them: there they can be stored."""
+        found: dict[int, Array] = {}
+        outputs = {layer.output for layer in layers} - {spec.index for spec in entry.outputs}
+        readers = Counter(t for step in entry.steps for t in step.reads())
+        fixed = {spec.index for spec in entry.inputs} | set(entry.constants)
+        fixed |= {step.output for step in entry.steps if isinstance(step, Layer)}
+        for step in entry.steps:
+            if isinstance(step, Segment) and fixed.issuperset(step.reads()):  # others may have to be prepared again
+                wanted = [(t, local) for t, local in step.inputs if t in outputs and readers[t] == 1]
+                found |= {t: self._runtime().input(step.subgraph, local) for t, local in wanted}
+        return found
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
         """One inference of the allocated entry. ``inputs`` are private copies in its order; returns the outputs,
@@ -182,7 +232,7 @@ class Executor:
         start = time.perf_counter()
         entry = self.program.entries[self._entry]
         tensors = [self._accept(entry, inputs) for inputs in requests]
-        masks = [self._take() for _ in requests]
+        masks = [self._take_masks() for _ in requests]
         self._choose()
         for action, dead in self._actions:
             self._act(action, tensors, masks)
@@ -191,15 +241,16 @@ class Executor:
                     found.pop(t, None)
         for used in masks:
             self.masks.recycle(used)
+        self.trace.work("inference", start)
         self.seconds += time.perf_counter() - start
         return [[found[spec.index] for spec in entry.outputs] for found in tensors]
 
-    def _take(self) -> MaskSet:
-        began = time.perf_counter()
+    def _take_masks(self) -> MaskSet:
+        start, made = time.perf_counter(), self.masks.made_inline
         taken = self.masks.take()
         if self.trace.enabled:
             sizes = {self.program.layers[number].name: size for number, size in taken.sizes().items()}
-            self.trace.add("masks", "enclave", began, **sizes)
+            self.trace.work("make masks" if self.masks.made_inline > made else "take masks", start, sizes)
         return taken
 
     @staticmethod
@@ -219,12 +270,12 @@ class Executor:
             began = time.perf_counter()
             if isinstance(action, Segment):
                 self._segment(action, found, copied=len(tensors) > 1)
-                name = f"segment {action.subgraph}"
+                name, which = "trusted segment", {"subgraph": action.subgraph}
             else:
                 found[action.output] = self._linear(action, found, own)
-                name = action.name
+                name, which = action.name, {}
             if self.trace.enabled:
-                self.trace.add(name, "enclave", began, held=sum(value.nbytes for value in found.values()))
+                self.trace.work(name, began, which | {"held": sum(value.nbytes for value in found.values())})
 
     def _choose(self) -> None:
         """Choose the layer calls that are checked; inferences under way at the same time share the choice."""
@@ -262,10 +313,7 @@ class Executor:
         if layer.masked:
             sent = sent + masks.push(layer.number)
         np.copyto(link.input(layer.number), sent)
-        began = time.perf_counter()
-        link.call(layer.number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, **link.traffic(layer.number))
-        answer = link.read(layer.number, layer.name)
+        answer = self._ask(layer)
         self._check(layer, sent, answer)
         y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
         if layer.masked:
@@ -273,19 +321,26 @@ class Executor:
         self._add_private(layer, encoded, y)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
 
+    def _ask(self, layer: Layer) -> Array:
+        """Have the accelerator run a layer, and copy its answer."""
+        assert self._link is not None
+        began = time.perf_counter()
+        self._link.call(layer.number, layer.name)
+        if self.trace.enabled:
+            self._link.crossed(layer.number, began, (began, time.perf_counter() - began), self.trace)
+        return self._link.read(layer.number, layer.name)
+
     def _exact(self, layer: Layer, residues: Residues, tensors: dict[int, Array], masks: MaskSet) -> Array:
         """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
         link, number = self._link, layer.number
         assert link is not None
         encoded, context = layer.format.encode(tensors[layer.input])
         target = link.input(number)
-        sent = link.kept[: target.size].reshape(target.shape)  # private: what is checked is not read back from outside
+        # What is checked is private, not read back from outside.
+        sent = link.kept[0][: target.size].reshape(target.shape)
         residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
         np.copyto(target, sent)
-        began = time.perf_counter()
-        link.call(number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, **link.traffic(layer.number))
-        answer = link.read(number, layer.name)
+        answer = self._ask(layer)
         if not residues.possible(answer):
             raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
         self._check(layer, sent, answer)

@@ -15,6 +15,7 @@ from enclave.trace import Trace
 from shadownet.wire.arena import Arena, Caller, Doorbell, aligned, pipe
 from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
+from shadownet.wire.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds", "checking_seconds")
@@ -23,13 +24,14 @@ OPEN_DEADLINE_S = 300.0  # compiling a large model for a GPU takes a while
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of the C loop, what crosses when they run, and the loop's scratch memory (and its addresses)."""
+    """Steps of the C loop, what crosses when they run, the loop's scratch memory, and where steps and memory lie."""
 
     steps: Array
     crossings: int
     bytes_out: int
     bytes_in: int
     memory: tuple[Array, ...]
+    address: int
     row: int
     zeros: int
 
@@ -42,7 +44,9 @@ class Accelerator:
         self._channel, self._deadline_s, self._spin_s, self._app = channel, deadline_s, spin_s, app
         self._arena: Arena | None = None
         self._bells: tuple[int, ...] = ()
-        self.private = self.kept = np.empty(0, np.float32)
+        self.private = np.empty(0, np.float32)
+        self.kept = [self.private]  # by lane: what was sent, for checks
+        self.precision = "float32"
         self._native = native.Link()
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
@@ -51,7 +55,7 @@ class Accelerator:
         """Agree on shapes: each layer has ``signature``, ``input`` and ``output`` (float32 shapes).
 
         Layers take turns with two input and two output regions. A second lane has regions of its own; its layers
-        follow those of the first. Raises ``WorkerError``.
+        follow those of the first. ``precision`` is what the accelerator says of itself. Raises ``WorkerError``.
         """
         self._layer_count = len(layers)
         self._names = [str(layer["signature"]) for layer in layers]
@@ -77,6 +81,9 @@ class Accelerator:
                 os.close(fd)
             if answer.get("ok") is not True:
                 raise WorkerError(f"the accelerator cannot run the model: {_plain(answer.get('error', ''))}")
+            self.precision = str(answer.get("precision"))
+            if self.precision not in PRECISIONS:
+                raise WorkerError(f"the accelerator computes in {_plain(self.precision)}, which is no known precision")
         except WorkerError:
             arena.close()
             for fd in (request, reply):
@@ -100,7 +107,18 @@ class Accelerator:
             (arena.array(at[0], i, np.float32), arena.array(at[1], o, np.float32))
             for (i, o), at in zip(shapes, self._offsets, strict=True)
         ]
-        self.private, self.kept = (np.empty(max(column, default=0) // 4, np.float32) for column in reversed(sizes))
+        sent, answered = (max(column, default=0) // 4 for column in sizes)
+        self.private = np.empty(answered, np.float32)
+        self.kept = [np.empty(sent, np.float32) for _ in range(lanes)]
+
+    def probe(self, layer: int, name: str) -> None:
+        """Have a layer run for a test, which neither counts nor enters a transcript. Raises ``WorkerError``."""
+        self._channel.send({"do": "probe", "layer": layer}, timeout=OPEN_DEADLINE_S)
+        answer, _, fds = self._channel.receive(OPEN_DEADLINE_S)
+        for fd in fds:
+            os.close(fd)
+        if answer.get("ok") is not True:
+            self._refuse("failed", name)
 
     def refuse(self, name: str) -> None:
         """Raise the error for an answer that failed its check."""
@@ -123,7 +141,8 @@ class Accelerator:
         layers = [int(layer) for layer in steps["layer"][steps["kind"] == native.FINISH]]
         sent, received = (sum(self._views[layer][side].nbytes for layer in layers) for side in (0, 1))
         row, zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
-        return Plan(steps, len(layers), sent, received, (row, zeros), *map(native.address, (row, zeros)))
+        places = map(native.address, (steps, row, zeros))
+        return Plan(steps, len(layers), sent, received, (row, zeros), *places)
 
     def run(self, plans: list[Plan], masks: list[int], trace: Trace) -> None:
         """Run a plan, or one for each of two lanes in turn, with the masks at these addresses.
@@ -132,9 +151,9 @@ class Accelerator:
         """
         link = self._native
         link.sequence, waited = self._caller.sequence, link.waiting_ns
-        lanes = np.zeros(len(plans), native.LANE)
-        for lane, plan, at in zip(lanes, plans, masks, strict=True):
-            lane["steps"], lane["count"], lane["masks"] = plan.steps.ctypes.data, len(plan.steps), at
+        lanes = (native.Lane * len(plans))(
+            *(native.Lane(plan.address, len(plan.steps), 0, at) for plan, at in zip(plans, masks, strict=True))
+        )
         if trace.enabled and len(plans) == 1:
             self._traced(plans[0], lanes, trace)
         else:
@@ -145,44 +164,45 @@ class Accelerator:
         self.bytes_out += sum(plan.bytes_out for plan in plans)
         self.bytes_in += sum(plan.bytes_in for plan in plans)
 
-    def _run(self, plan: Plan, lanes: Array) -> None:
+    def _run(self, plan: Plan, lanes: ctypes.Array[native.Lane]) -> None:
         failed = ctypes.c_int64(0)
-        code = native.load()(self._native, lanes.ctypes.data, len(lanes), plan.row, plan.zeros, failed)
+        code = native.load()(self._native, lanes, len(lanes), plan.row, plan.zeros, failed)
         if code:
             self._caller.sequence = self._native.sequence
             self._refuse(native.OUTCOMES[code], self._names[failed.value])
 
-    def _traced(self, plan: Plan, lanes: Array, trace: Trace) -> None:
+    def _traced(self, plan: Plan, lanes: ctypes.Array[native.Lane], trace: Trace) -> None:
         """Step by step, so that each can be timed."""
         for step, (kind, layer) in enumerate(zip(plan.steps["kind"], plan.steps["layer"], strict=True)):
             start, waited = time.perf_counter(), self._native.waiting_ns
-            lanes["next"], lanes["count"] = step, step + 1
+            lanes[0].next, lanes[0].count = step, step + 1
             self._run(plan, lanes)
-            name = "mask and send"
-            if kind == native.FINISH:
-                name, waited = self._names[layer], self._native.waiting_ns - waited
-                trace.add(name, "accelerator", start, 1e-9 * waited, **self.traffic(layer))
-            trace.add(name, "enclave", start)
+            if kind != native.FINISH:
+                trace.work("mask and send", start)
+                continue
+            waited = self._native.waiting_ns - waited
+            waiting = 1e-9 * (self._native.arrived_ns - waited), 1e-9 * waited
+            self.crossed(layer, 1e-9 * lanes[0].asked, waiting, trace)
+            trace.work(self._names[layer], start)
 
-    def traffic(self, layer: int) -> dict[str, int]:
-        """Bytes that cross when a layer is called."""
-        sent, received = self._views[layer]
-        return {"bytes_sent": sent.nbytes, "bytes_received": received.nbytes}
+    def crossed(self, layer: int, asked: float, waiting: tuple[float, float], trace: Trace) -> None:
+        """Record that a layer ran; times as :meth:`Trace.call` takes them."""
+        sent, received = (view.nbytes for view in self._views[layer])
+        trace.call(self._names[layer], asked, waiting, sent, received)
 
     @property
     def nbytes(self) -> int:
         """Bytes of private buffers."""
-        return self.private.nbytes + self.kept.nbytes
+        return self.private.nbytes + sum(kept.nbytes for kept in self.kept)
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""
         return {name: 1e-9 * getattr(self._native, name.replace("seconds", "ns")) for name in PHASES}
 
     def _count(self, layer: int) -> None:
-        traffic = self.traffic(layer)
         self.crossings += 1
-        self.bytes_out += traffic["bytes_sent"]
-        self.bytes_in += traffic["bytes_received"]
+        self.bytes_out += self._views[layer][0].nbytes
+        self.bytes_in += self._views[layer][1].nbytes
 
     @staticmethod
     def _refuse(outcome: str, name: str) -> None:

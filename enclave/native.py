@@ -37,19 +37,28 @@ GEOMETRY = (
     "batch", "height", "width", "channels", "out_height", "out_width", "kernel_height", "kernel_width",
     "stride_height", "stride_width", "dilation_height", "dilation_width", "top", "left",
 )  # fmt: skip
+POINTERS = ("vectors", "filters", "input", "expected", "sums", "products")
+TAPS = 3  # columns of a kernel that it takes together
 CHECK = np.dtype(
     [
         ("active", "i8"), *((name, "i8") for name in GEOMETRY),
-        *((name, "u8") for name in ("vectors", "filters", "input", "expected", "sums")),
+        *((name, "u8") for name in POINTERS),
         ("tolerance", "f8"), ("least", "f8"),
     ]
 )  # fmt: skip
-LANE = np.dtype(
-    [
-        ("steps", "u8"), ("count", "i8"), ("next", "i8"), ("masks", "u8"), ("sequence", "u8"), ("asked", "i8"),
-        ("norm", "f8"),
-    ]
-)  # fmt: skip
+
+
+class Lane(ctypes.Structure):
+    """One inference on its way through its steps."""
+
+    _fields_ = (
+        ("steps", ctypes.c_uint64),
+        ("count", ctypes.c_int64),
+        ("next", ctypes.c_int64),
+        ("masks", ctypes.c_uint64),
+        ("sequence", ctypes.c_uint64),
+        ("asked", ctypes.c_int64),
+    )
 
 
 class Link(ctypes.Structure):
@@ -65,6 +74,7 @@ class Link(ctypes.Structure):
         ("spin_ns", ctypes.c_int64),
         ("timeout_ns", ctypes.c_int64),
         *((name, ctypes.c_int64) for name in COUNTERS),
+        ("arrived_ns", ctypes.c_int64),
     )
 
 
@@ -82,7 +92,7 @@ def load() -> Any:
         return None
     run = library.sn_run
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    run.argtypes = (ctypes.POINTER(Link), pointer, count, pointer, pointer, ctypes.POINTER(count))
+    run.argtypes = (ctypes.POINTER(Link), ctypes.POINTER(Lane), count, pointer, pointer, ctypes.POINTER(count))
     run.restype = ctypes.c_int
     return run
 

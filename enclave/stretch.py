@@ -34,19 +34,20 @@ class Patch:
 
 
 class Stretch:
-    """``layers`` in order; ``shapes`` are (input, output) by layer number; ``later`` are the
-    tensors that somebody reads afterwards; ``checks`` by layer number, which may be empty."""
+    """``layers`` in order; ``shapes`` are (input, output) by layer number; ``later`` are the tensors that somebody
+    reads afterwards, and ``places`` where some of them are wanted; ``checks`` by layer number, which may be empty."""
 
     def __init__(
-        self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], link: Accelerator,
-        checks: dict[int, NativeCheck], lane: int,
+        self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], places: dict[int, Array],
+        link: Accelerator, checks: dict[int, NativeCheck], lane: int,
     ) -> None:  # fmt: skip
         self.layers, self.link, self._shapes, self._checks, self._lane = layers, link, shapes, checks, lane
+        self._places = places
         self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
         self.streamed_push: set[int] = set()  # and of these their push half in the C loop's; pop halves all are
         self._keep: list[Array] = []
         self._stored: dict[int, Array] = {}
-        self._outside: list[tuple[int, str, int]] = []  # (step, field, tensor) of tensors made elsewhere
+        self._outside: list[tuple[int, str, int, int]] = []  # (step, field, tensor, size) of tensors made elsewhere
         self._masks = {name: Patch() for name in ("send_push", "push", "pop")}
         self._layout: Layout | None = None
         self._compile(later)
@@ -81,6 +82,7 @@ class Stretch:
         for i, step in enumerate(steps):
             for name, value in step.items():
                 self._steps[name][i] = value
+        self._pointers = {name: self._steps[name] for name in ("source", "residual")}  # views
 
     def _readers(self) -> dict[int, list[int]]:
         """Tensor -> positions of the layers that read it, in order; a residual counts as a reading of its own."""
@@ -94,9 +96,11 @@ class Stretch:
     def _store(self, steps: list[dict[str, Any]], layer: Layer, free: dict[int, list[Array]]) -> None:
         shape = self._shapes[layer.number][1]
         size = 4 * int(np.prod(shape))
-        array = free[size].pop().reshape(shape) if free.get(size) else np.empty(shape, np.float32)
+        array = self._places.get(layer.output)
+        if array is None:
+            array = free[size].pop().reshape(shape) if free.get(size) else np.empty(shape, np.float32)
+            self._keep.append(array)
         self._stored[layer.output] = array
-        self._keep.append(array)
         steps[-1]["result"] = native.address(array)
 
     def _send(self, steps: list[dict[str, Any]], layer: Layer) -> None:
@@ -109,8 +113,8 @@ class Stretch:
             "target": native.address(self.link.input(layer.number, self._lane)),
         }
         if layer.number in self._checks:
-            step["send_keep"] = native.address(self.link.kept)
-        self._refer(step, len(steps), "source", layer.input)
+            step["send_keep"] = native.address(self.link.kept[self._lane])
+        self._refer(step, len(steps), "source", layer.input, int(np.prod(shape)))
         if layer.masked:
             self._patch("send_push", len(steps), layer)
         steps.append(step)
@@ -144,7 +148,7 @@ class Stretch:
         if layer.number in self._checks:
             step["check"] = native.address(self._checks[layer.number].record)
         if format_.residual >= 0:
-            self._refer(step, len(steps), "residual", format_.residual)
+            self._refer(step, len(steps), "residual", format_.residual, int(np.prod(shape)))
         if layer.masked:
             self._patch("pop", len(steps), layer)
             if order is not None:
@@ -153,17 +157,17 @@ class Stretch:
             step["send"] = native.address(self.link.input(following.number, self._lane))
             step["claim"] = int(step["send"] != native.address(self.link.input(layer.number, self._lane)))
             if following.number in self._checks:
-                step["keep"] = native.address(self.link.kept)
+                step["keep"] = native.address(self.link.kept[self._lane])
             if following.masked:
                 self._patch("push", len(steps), following)
                 self.streamed_push.add(following.number)
         steps.append(step)
 
-    def _refer(self, step: dict[str, Any], row: int, name: str, tensor: int) -> None:
+    def _refer(self, step: dict[str, Any], row: int, name: str, tensor: int, size: int) -> None:
         if tensor in self._stored:
             step[name] = native.address(self._stored[tensor])
         else:
-            self._outside.append((row, name, tensor))
+            self._outside.append((row, name, tensor, size))
 
     def _patch(self, name: str, row: int, layer: Layer) -> None:
         self._masks[name].rows.append(row)
@@ -195,13 +199,11 @@ class Stretch:
 
     def ready(self, tensors: dict[int, Array], masks: MaskSet) -> Plan:
         """Point the steps at tensors that were made elsewhere and at these masks. The tensors must outlive the run."""
-        steps = self._steps
-        for row, name, tensor in self._outside:
+        for row, name, tensor, size in self._outside:
             array = tensors[tensor] = np.ascontiguousarray(tensors[tensor], np.float32)
-            rows, width = ("send_rows", "send_n") if name == "source" else ("rows", "n")
-            if array.size != steps[rows][row] * steps[width][row]:
+            if array.size != size:
                 raise InputError("a tensor has another size than when the shapes were fixed")
-            steps[name][row] = array.ctypes.data
+            self._pointers[name][row] = native.address(array)
         if self._layout is not masks.layout:
             self._place(masks.layout)
         return self._plan

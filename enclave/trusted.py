@@ -28,6 +28,7 @@ class TrustedModel:
             raise InputError(f"LiteRT cannot load the trusted model: {first_line(error)}") from None
         self._raw = self._interpreter._interpreter  # its methods take a subgraph, the public ones do not
         self._ready: dict[int, tuple[tuple[int, ...], ...]] = {}
+        self._filled: dict[tuple[int, int], Array] = {}  # inputs that are filled in place
 
     def shape(self, subgraph: int, tensor: int) -> tuple[int, ...]:
         return tuple(int(d) for d in self._raw.TensorSize(tensor, subgraph))
@@ -37,6 +38,7 @@ class TrustedModel:
         if self._ready.get(subgraph) == tuple(shapes):
             return
         self._ready.pop(subgraph, None)
+        self._filled = {at: view for at, view in self._filled.items() if at[0] != subgraph}
         try:
             for tensor, shape in zip(inputs, shapes, strict=True):
                 if self.shape(subgraph, tensor) != shape:
@@ -46,13 +48,21 @@ class TrustedModel:
             raise InputError(f"LiteRT cannot run the model with these shapes: {first_line(error)}") from None
         self._ready[subgraph] = tuple(shapes)
 
+    def input(self, subgraph: int, tensor: int) -> Array:
+        """Where a prepared subgraph's float input lies: handed to :meth:`run`, it is not copied. It is valid until
+        the subgraph is prepared for other shapes."""
+        view = np.asarray(self._raw.tensor(self._raw, tensor, subgraph))
+        self._filled[subgraph, tensor] = view
+        return view
+
     def run(self, subgraph: int, inputs: list[int], values: list[Array], outputs: list[int]) -> list[Array]:
         """Run a subgraph; returns its outputs, which stay valid until the subgraph runs or is prepared again.
 
         Raises ``InputError`` if LiteRT fails on these values."""
         self.prepare(subgraph, inputs, [v.shape for v in values])
         for tensor, value in zip(inputs, values, strict=True):
-            self._raw.SetTensor(tensor, value, subgraph)
+            if value is not self._filled.get((subgraph, tensor)):
+                self._raw.SetTensor(tensor, value, subgraph)
         try:
             self._raw.Invoke(subgraph)
         except (RuntimeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -85,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
+    p.add_argument(
+        "--precision", default="float32", metavar="NAME",
+        help="coarsest of the accelerator: tf32, fp16, bf16 (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)
@@ -97,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--std", type=float, metavar="S", help="for images: (pixel - mean) / std")
     p.add_argument("--num_runs", type=_count, default=1, metavar="N", help="run every sample N times, for timing")
     _session_flags(p)
-    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto or chrome://tracing")
+    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto: times and sizes, no values")
     p.add_argument("--record", metavar="DIR", help="write every byte that crosses to DIR/transcript.npz")
     key(p)
 
@@ -112,6 +117,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("inspect", "show what runs where and why", "inspect")
     p.add_argument("path", metavar="MODEL.tflite|BUNDLE")
+    p.add_argument(
+        "--format", choices=["table", "json", "dot"], default="table", help="dot: for Graphviz (default: %(default)s)"
+    )
 
     p = verb("seal", "copy a bundle for another device", "owner")
     p.add_argument("bundle", metavar="BUNDLE")
@@ -131,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
     p.add_argument("--device", nargs="+", metavar="NAME", help="predicted for these beside what is measured here")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
 
     p = verb("simulate", "predict what a model or bundle would cost on a device", "simulate")
@@ -192,6 +201,21 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
 
+    p = verb("report", "write one page that shows a bundle or results of the other verbs", "report")
+    p.add_argument(
+        "what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both"
+    )
+    p.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s")
+    p.add_argument("--model", metavar="TRUTH.tflite", help="the original: adds graph, attacks, latency, rounding")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
+    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: adds accuracy")
+    p.add_argument(
+        "--pictures", metavar="X", help="an image or .npy: adds what the accelerator sees of it; shows activations"
+    )
+    p.add_argument("--schemes", metavar="A,B", help="for --pictures: NAME[:VARIANT][+exact] (default: all)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    key(p)
+
     p = verb("demo", "protect a small network and watch it read digits", "demo")
     p.add_argument("-o", "--output", default="demo", metavar="DIR", help="where to write (default: %(default)s)")
     p.add_argument("--images", type=_count, default=100, metavar="N", help="digits to read (default: %(default)s)")
@@ -210,6 +234,9 @@ def _session_flags(p: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead
     args = parser().parse_args(argv)
     try:
         if sys.platform != "linux":
