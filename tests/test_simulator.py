@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from build import Model, parted
 
 import shadownet
@@ -487,6 +488,8 @@ def test_simulate_sweeps(model: Path, device_key: Path, capsys: pytest.CaptureFi
     assert [row["ratio"] for row in ratios] == [1.0, 1.5, 2.0]
     received = [row["counts"]["bytes_in"] for row in ratios]
     assert received == sorted(set(received))
+    (auto,) = simulated(capsys, model, "--schemes", "shadownet:fast", "--outsource", "auto")["rows"][2:]
+    assert auto["counts"]["crossings"] < ratios[0]["counts"]["crossings"]  # a toy of a network
     sizes = simulated(capsys, model, "--schemes", "tee", "--sweep", "ta-memory=1M,8M")["rows"][2:]
     assert sizes[1]["terms"]["mapping"]["expected"] == pytest.approx(8 * sizes[0]["terms"]["mapping"]["expected"])
 
@@ -500,6 +503,19 @@ def test_simulate_prints_tables_and_names_what_dominates(
     assert "less of it: " in out
     assert main(["simulate", "--list"]) == 0
     assert "sgx1-laptop" in capsys.readouterr().out
+
+
+def test_simulate_refuses_a_model_whose_ops_lack_inputs(
+    tmp_path: Path, device_key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Model().net()
+    x = net.input(1, 4, 4, 2)
+    y = net.tensor((1, 4, 4, 2))
+    net.writer.op("CONV_2D", [x], [y], schema.Conv2DOptionsT())
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(net.output(y).model.content())
+    assert main(["simulate", str(path)]) == 2
+    assert "shadownet: error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--device", "none"], ["--sweep", "x=1"], ["--schemes", "none-such"], []])

@@ -83,59 +83,55 @@ class Estimate:
 
 
 class _Ledger:
-    """Adds up milliseconds by term. Amounts under one parameter share its error; parameters are independent."""
+    """Adds up milliseconds by term and number. All uses of one number share its error; numbers are independent."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._found: dict[tuple[str, str, str], tuple[float, Number]] = {}
+        self._found: dict[tuple[str, Number], float] = {}
 
-    def add(self, term: str, amount: float, number: Number, kind: str = "") -> None:
-        """``amount`` is milliseconds at the number's value."""
-        key = (term, kind, number.source)
-        self._found[key] = (self._found.get(key, (0.0, number))[0] + amount, number)
+    def add(self, term: str, milliseconds: float, number: Number) -> None:
+        """``milliseconds`` are those at the number's value."""
+        key = (term, number)
+        self._found[key] = self._found.get(key, 0.0) + milliseconds
 
     def work(self, side: str, works: Iterable[Work]) -> float:
-        """Charge ops to one side; returns the milliseconds."""
-        device, total = self._device, 0.0
+        """Charge ops to one side; returns the milliseconds. Ops that only rename memory are free."""
+        total, start = 0.0, self._device.get(side, "op_us")
         for work in works:
             if not (work.macs or work.elements):
                 continue
-            start = device.get(side, "op_us")
-            amounts = {
-                "macs": (work.macs, "gmac_s"), "elements": (work.elements, "gelem_s"),
-                "weights": (work.weights, "weights_gb_s"),
-            }  # fmt: skip
-            rates = [(name, amount, device.rate(side, rate, work.kind)) for name, (amount, rate) in amounts.items()]
             parts = [("ops", start.value * 1e-3, start)]
-            parts += [(name, amount / (rate.value * 1e6), rate) for name, amount, rate in rates]
-            for name, amount, number in parts:
-                self.add(f"{side}_{name}", amount, number, work.kind)
-                total += amount
+            for name, amount, parameter in (
+                ("macs", work.macs, "gmac_s"), ("elements", work.elements, "gelem_s"),
+                ("weights", work.weights, "weights_gb_s"),
+            ):  # fmt: skip
+                rate = self._device.rate(side, parameter, work.kind)
+                parts.append((name, amount / (rate.value * 1e6), rate))
+            for name, milliseconds, number in parts:
+                self.add(f"{side}_{name}", milliseconds, number)
+                total += milliseconds
         return total
 
-    def elements(self, count: int) -> None:
+    def passes(self, elements: int) -> None:
         """Charge passes over activations: masking, copying, restoring."""
         rate = self._device.rate("enclave", "gelem_s", "PASS")
-        self.add("enclave_elements", count / (rate.value * 1e6), rate, "PASS")
+        self.add("enclave_elements", elements / (rate.value * 1e6), rate)
 
     def terms(self) -> dict[str, Interval]:
-        return {
-            term: _sum(pair for (name, *_), pair in self._found.items() if name == term)
-            for term in TERMS
-            if any(name == term and amount for (name, *_), (amount, _) in self._found.items())
-        }
+        """By term, in the order of ``TERMS``; those that are 0 are left out."""
+        parts = {t: [(amount, n) for (term, n), amount in self._found.items() if term == t and amount] for t in TERMS}
+        return {term: _sum(found) for term, found in parts.items() if found}
 
     def total(self) -> Interval:
-        return _sum(self._found.values())
+        return _sum((amount, number) for (_, number), amount in self._found.items())
 
     def energy(self) -> Interval:
         """Power of the side that works times its time; crossings are the enclave's."""
-        sides = {True: "accelerator_w", False: "enclave_w"}
         parts = []
-        for (term, *_), (amount, number) in self._found.items():
-            power = self._device.get("power", sides[term.startswith("accelerator")])
-            both = replace(number, within=number.within * power.within)
-            parts.append((amount * power.value, both))
+        for (term, number), amount in self._found.items():
+            side = "accelerator" if term.startswith("accelerator") else "enclave"
+            power = self._device.get("power", f"{side}_w")
+            parts.append((amount * power.value, replace(number, within=number.within * power.within)))
         return _sum(parts)
 
 
@@ -167,7 +163,7 @@ def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
     for step in counts.steps:
         hidden = ledger.work("accelerator", step.accelerator)
         ledger.work("enclave", step.enclave)
-        ledger.elements(step.sent + step.received + step.lookups)
+        ledger.passes(step.sent + step.received + step.lookups)
         _check(ledger, step, counts.checked, device, hidden if device.overlaps else 0.0)
     _crossings(ledger, counts, device, ta_memory or memory.size)
     _shortage(ledger, counts, device, memory)
@@ -177,7 +173,7 @@ def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
 def _check(ledger: _Ledger, step: Step, share: float, device: Device, hidden: float) -> None:
     rate = device.rate("enclave", "gmac_s", "CHECK")
     visible = max(step.check * share / (rate.value * 1e6) - hidden, 0.0)
-    ledger.add("enclave_macs", visible, rate, "CHECK")
+    ledger.add("enclave_macs", visible, rate)
 
 
 def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> None:

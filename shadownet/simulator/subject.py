@@ -45,6 +45,7 @@ def opened(path: Path, key: Path) -> Iterator[Model | Bundle]:
         return
     graph, content = load(path)
     with Reference(os.fspath(path), graph) as reference:
+        reference.shapes(counts.MAIN)  # what LiteRT allocates has the inputs and ranks that counting relies on
         yield Model(path, graph, content, reference)
 
 
