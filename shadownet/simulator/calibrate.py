@@ -107,7 +107,8 @@ def _rates(plain: list[tuple[Chain, tuple[Work, ...]]], times: Array) -> dict[st
 def _protected(chain: Chain, directory: Path, key: Path, num_threads: int, seconds: float) -> Timed:
     model, bundle = directory / "chain.tflite", directory / "chain.shadow"
     model.write_bytes(chain.model())
-    convert(model, bundle, scheme=SCHEME, key=key, overwrite=True)
+    sample = np.random.default_rng(0).uniform(-1, 1, (1, *chain.shape)).astype(np.float32)
+    convert(model, bundle, scheme=SCHEME, key=key, overwrite=True, calibration=[sample])
     session = Session(bundle, key, num_threads)
     try:
         specs = session.entries[0][0]

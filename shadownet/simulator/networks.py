@@ -28,20 +28,21 @@ class Chain:
         writer = ModelWriter("calibration")
         graph = writer.subgraph("main")
         rng = np.random.default_rng(0)
-        x = y = graph.tensor("x", self._shape)
+        x = y = graph.tensor("x", self.shape)
         for layer in range(self.depth):
             y = self._layer(graph, y, x, layer, rng)
         graph.interface([x], [y])
         return writer.finish()
 
     @property
-    def _shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
+        """Of its input and of every layer's result."""
         if self.kind == "FULLY_CONNECTED":
             return (self.side * self.side, self.channels)
         return (1, self.side, self.side, self.channels)
 
     def _layer(self, graph: SubgraphWriter, x: int, first: int, layer: int, rng: np.random.Generator) -> int:
-        y = graph.tensor(f"y{layer}", self._shape)
+        y = graph.tensor(f"y{layer}", self.shape)
         if self.kind == "ADD":
             graph.op("ADD", [x, first], [y], schema.AddOptionsT(0))
         elif self.kind == "SOFTMAX":
