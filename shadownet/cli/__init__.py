@@ -153,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
     p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
     p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
     p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
     p.add_argument(
         "--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory set aside (default: the device's)"

@@ -33,6 +33,7 @@ class Choice:
     activations: str | None = None
     outsource: str = "all"
     device: str | None = None
+    base: str | None = None
 
 
 @contextlib.contextmanager
@@ -65,9 +66,7 @@ class Model:
         return self._counted[choice]
 
     def _planned(self, choice: Choice) -> Counts:
-        options = checked_options(
-            choice.scheme, choice.ratio, choice.activations, choice.integrity, choice.outsource, device=choice.device
-        )
+        options = checked_options(**vars(choice))
         conversion = Conversion(self._graph, self._content, options, self._reference)
         if conversion.doubtful():  # what a trial run keeps inside, only a trial run tells
             return self._tried(choice)
