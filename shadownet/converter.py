@@ -32,6 +32,7 @@ from shadownet.simulator.profile import Device
 from shadownet.simulator.profile import load as load_profile
 from shadownet.verify import Verdict, tolerance_for, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
+from shadownet.wire.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 Samples = dict[int, list[list[Array]]]
@@ -57,6 +58,7 @@ class Options:
     bits: Bits | None  # of exact activations; None for float ones
     base: Path | None
     delta_tolerance: float
+    precision: str
     device: Device | None
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def convert(
     overwrite: bool = False,
     bits: str | None = None,
     delta_tolerance: float = 0.0,
+    precision: str = "float32",
     device: str | None = None,
 ) -> dict[str, Any]:
     """Convert ``model`` into the bundle directory ``output`` and verify it through the real runtime.
@@ -89,15 +92,19 @@ def convert(
     exact ones ``bits`` W/X are those of weights and activations in float layers (default 12/12; 8-bit layers stay as
     they are). ``integrity`` is "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1)
     or "none". ``base`` is the public model of schemes that need one (delta), and ``delta_tolerance`` the relative
-    error (Frobenius) that the private difference may have when it is factored. ``device`` names a profile, for which
-    "auto" decides (see docs/simulator.md); None: by a rule of thumb measured on a server.
+    error (Frobenius) that the private difference may have when it is factored. ``precision`` is the coarsest in which
+    an accelerator may compute: float32, or tf32, fp16 or bf16, for which float masks are smaller, integer layers stay
+    inside, and answers cannot be checked. ``device`` names a profile, for which "auto" decides (docs/simulator.md);
+    None: by a rule of thumb measured on a server.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = checked_options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance, device)
+    options = checked_options(
+        scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance, precision, device
+    )
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
@@ -110,7 +117,7 @@ def convert(
 def checked_options(
     scheme: str, ratio: float, activations: str | None, integrity: str, outsource: str,
     base: str | os.PathLike[str] | None = None, bits: str | None = None, delta_tolerance: float = 0.0,
-    device: str | None = None,
+    precision: str = "float32", device: str | None = None,
 ) -> Options:  # fmt: skip
     """Check what the user chose. Raises ``InputError``."""
     chosen = schemes.get(scheme)
@@ -121,6 +128,10 @@ def checked_options(
         raise InputError(f"activations are float or exact, not {activations!r}")
     if chosen.name == "slalom" and (activations != "exact" or integrity != "full"):
         raise InputError("slalom is exact activations and full integrity", "another scheme has weaker settings")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "float32" and activations == "exact":
+        raise InputError(f"exact activations are integers up to 2^24, which {precision} does not hold")
     if bits is not None and activations == "float":
         raise InputError("bits are those of exact activations", "add --activations exact, or leave --bits out")
     if not 0.0 <= delta_tolerance < 1.0:
@@ -131,12 +142,18 @@ def checked_options(
         raise InputError(f"{chosen.name} takes no public base model", "use --scheme delta")
     if device is not None and outsource != "auto":
         raise InputError("a device is for outsourcing what is worth it there", "add --outsource auto")
-    share_checked(integrity)
+    if share_checked(integrity) and precision != "float32":
+        raise InputError(
+            f"answers computed in {precision} cannot be checked: the tolerance would be larger than most answers",
+            "add --integrity none, or leave --precision at float32",
+        )
     parse_outsource(outsource)
     fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
     public = None if base is None else Path(base)
     known = None if device is None else load_profile(device)
-    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance, known)
+    return Options(
+        chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance, precision, known
+    )
 
 
 def share_checked(integrity: str) -> float:
@@ -210,6 +227,7 @@ class Conversion:
             Rng(),
             self._options.bits,
             share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
+            self._options.precision,
         )  # fmt: skip
         return lowering.run(self._content, self.partitions, self._folded, self._rms)
 
@@ -279,7 +297,9 @@ class Conversion:
             for lin in track(part.linear, "testing number formats"):
                 known = constants(lin, part.graph, self._folded[entry])
                 values = numbers(lin, part.graph, known)
-                if values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
+                if values.exact and self._options.precision != "float32":
+                    self._refused[entry][lin.op.id] = f"its integers need float32, not {self._options.precision}"
+                elif values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
                     self._refused[entry][lin.op.id] = "LiteRT's kernel for it rounds differently"
                 if self._options.bits and (why := unfit(lin, numbers(lin, part.graph, known, self._options.bits))):
                     self._refused[entry][lin.op.id] = why

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from build import Model, parted
 
 import shadownet
@@ -22,7 +23,8 @@ from shadownet.session import Session
 from shadownet.simulator import calibrate, counts, predict, profile, study
 from shadownet.simulator.fitting import fit
 from shadownet.simulator.networks import Chain
-from shadownet.simulator.study import Choice, Subject, Sweep
+from shadownet.simulator.study import Sweep
+from shadownet.simulator.subject import Choice, opened
 from shadownet.simulator.work import Work, peak, work_of
 from shadownet.wire.errors import InputError
 
@@ -62,17 +64,16 @@ def counted(bundle: Path, key: Path) -> tuple[dict[str, dict[str, int]], dict[st
 def assert_counted(bundle: Path, key: Path, predicted: counts.Counts) -> None:
     """Predicted counts are those of the run, exactly."""
     seen, stats = counted(bundle, key)
-    masks = seen.get("make masks", {})
     assert stats["crossings"] == predicted.crossings
     assert stats["unsealed_bytes"] == predicted.weights + predicted.tables
     assert stats["bytes_to_accelerator"] == sum(step.bytes_out for step in predicted.steps)
     assert stats["bytes_from_accelerator"] == sum(step.bytes_in for step in predicted.steps)
-    assert sum(masks.values()) == predicted.mask_bytes
+    assert sum(step.get("masks", 0) for step in seen.values()) == predicted.mask_bytes
     for step in predicted.steps:
         mine = seen.get(step.name, {})
         assert (mine.get("sent", 0), mine.get("received", 0)) == (step.bytes_out, step.bytes_in), step.name
-        assert masks.get(step.name, 0) == step.mask_bytes, step.name
-        assert mine.get("held", step.held) == step.held, step.name  # the C loop does not say
+        assert mine.get("masks", 0) == step.mask_bytes, step.name
+        assert mine.get("held", step.held) == step.held, step.name
 
 
 # Counts
@@ -94,7 +95,7 @@ SETTINGS = [
 def test_predicted_counts_are_those_of_the_run(
     model: Path, tmp_path: Path, device_key: Path, scheme: str, activations: str | None
 ) -> None:
-    with Subject(model, device_key) as subject:
+    with opened(model, device_key) as subject:
         predicted = subject.counts(Choice(scheme, activations=activations))
     bundle = tmp_path / "net.shadow"
     shadownet.convert(model, bundle, scheme=scheme, activations=activations)
@@ -109,7 +110,7 @@ def test_what_a_trial_run_keeps_inside_is_counted_inside(tmp_path: Path, device_
     y = net.conv(net.conv(net.input(1, 6, 6, 3), 4), 4)
     path = tmp_path / "log.tflite"
     path.write_bytes(net.output(net.unary("LOG", net.unary("ABS", y))).model.content())
-    with Subject(path, device_key) as subject:
+    with opened(path, device_key) as subject:
         predicted = subject.counts(Choice("shadownet:paper"))
     shadownet.convert(path, tmp_path / "b")
     assert counts.of_bundle(tmp_path / "b", device_key) == predicted
@@ -118,7 +119,7 @@ def test_what_a_trial_run_keeps_inside_is_counted_inside(tmp_path: Path, device_
 @pytest.mark.slow
 def test_predicted_counts_of_all_public_models(shared: Path, tmp_path: Path, device_key: Path) -> None:
     for path in sorted((shared / "models").glob("*.tflite")):
-        with Subject(path, device_key) as subject:
+        with opened(path, device_key) as subject:
             predicted = subject.counts(Choice("shadownet:paper"))
         shadownet.convert(path, tmp_path / path.stem)
         from_bundle = counts.of_bundle(tmp_path / path.stem, device_key)
@@ -127,7 +128,7 @@ def test_predicted_counts_of_all_public_models(shared: Path, tmp_path: Path, dev
 
 
 def test_multiply_adds_by_hand(model: Path, device_key: Path) -> None:
-    with Subject(model, device_key) as subject:
+    with opened(model, device_key) as subject:
         works = {work.kind: work for work in subject.works()}
         out = subject.counts(Choice("shadownet:paper", ratio=2.0))
     assert works["DEPTHWISE_CONV_2D"].macs == 8 * 8 * 8 * 9
@@ -143,7 +144,7 @@ def test_multiply_adds_by_hand(model: Path, device_key: Path) -> None:
 
 
 def test_the_residual_is_held_across_the_layers_between(model: Path, device_key: Path) -> None:
-    with Subject(model, device_key) as subject:
+    with opened(model, device_key) as subject:
         steps = subject.counts(Choice("shadownet:paper")).steps
     assert steps[1].across == 4 * 8 * 8 * 8  # the residual, during the depthwise layer
     assert steps[1].held == 2 * 4 * 8 * 8 * 8
@@ -326,7 +327,7 @@ def test_an_empty_call_is_what_was_published() -> None:
 def test_the_verdict_on_memory(mib: float, swap: float, verdict: str) -> None:
     estimate = predict.protected(TOY, device(enclave__memory_mib=mib, enclave__swap_us=swap, enclave__unseal_gb_s=1.0))
     assert estimate.memory.verdict == verdict
-    assert ("streaming" in estimate.terms) == (verdict == predict.TILED)
+    assert ("streaming" in estimate.terms) == (verdict in (predict.TILED, predict.NOT))
     assert ("paging" in estimate.terms) == (verdict == predict.PAGED)
     assert estimate.memory.tiled <= estimate.memory.needed
 
@@ -365,6 +366,12 @@ def test_the_validation_table_is_the_present_one_and_holds_what_was_asked(monkey
     shipped = profile.load("hikey960-optee").numbers["accelerator"]
     for name, value in validate.fitted_hikey960().items():  # on MobileNet v1 alone
         assert shipped[name].value == pytest.approx(value, rel=5e-3)
+
+
+def test_a_model_that_costs_nothing_is_no_trouble() -> None:
+    estimate = predict.unprotected([Work("RESHAPE")], profile.load("hikey960-optee"))
+    assert estimate.latency_ms.expected == 0.0
+    assert estimate.dominant in predict.TERMS
 
 
 # Schemes on devices
@@ -459,7 +466,7 @@ def test_calibrating_gives_a_profile_that_predicts(
     made = profile.load(str(path))
     assert made.name == "this-machine"
     assert {number.confidence for section in made.numbers.values() for number in section.values()} == {"M"}
-    assert set(made.kinds["enclave"]) == {"DEPTHWISE_CONV_2D", "SOFTMAX", "CHECK", "PASS", "MASK"}
+    assert set(made.kinds["enclave"]) == {"CONV_2D", "DEPTHWISE_CONV_2D", "SOFTMAX", "CHECK", "PASS", "MASK"}
     rows = simulated(capsys, model, "--device", path)["rows"]
     assert all(row["latency_ms"]["expected"] > 0 for row in rows)
 
@@ -473,14 +480,17 @@ def test_simulate_a_bundle_gives_what_its_model_gives(
     assert of_bundle[2]["latency_ms"] == of_model[2]["latency_ms"]
     for k in (0, 1):  # fused ops do not show in a bundle
         assert of_bundle[k]["latency_ms"]["expected"] == pytest.approx(of_model[k]["latency_ms"]["expected"], rel=0.25)
+    assert main(["simulate", str(tmp_path / "b"), "--sweep", "ratio=1:2"]) == 2
 
 
 def test_simulate_sweeps(model: Path, device_key: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ratios = simulated(capsys, model, "--sweep", "ratio=1.0:2.0:0.5")["rows"][2:]
+    ratios = simulated(capsys, model, "--schemes", "shadownet:fast", "--sweep", "ratio=1.0:2.0:0.5")["rows"][2:]
     assert [row["ratio"] for row in ratios] == [1.0, 1.5, 2.0]
     received = [row["counts"]["bytes_in"] for row in ratios]
     assert received == sorted(set(received))
-    sizes = simulated(capsys, model, "--sweep", "ta-memory=1M,8M")["rows"][2:]
+    (auto,) = simulated(capsys, model, "--schemes", "shadownet:fast", "--outsource", "auto")["rows"][2:]
+    assert auto["counts"]["crossings"] < ratios[0]["counts"]["crossings"]  # a toy of a network
+    sizes = simulated(capsys, model, "--schemes", "tee", "--sweep", "ta-memory=1M,8M")["rows"][2:]
     assert sizes[1]["terms"]["mapping"]["expected"] == pytest.approx(8 * sizes[0]["terms"]["mapping"]["expected"])
 
 
@@ -493,6 +503,19 @@ def test_simulate_prints_tables_and_names_what_dominates(
     assert "less of it: " in out
     assert main(["simulate", "--list"]) == 0
     assert "sgx1-laptop" in capsys.readouterr().out
+
+
+def test_simulate_refuses_a_model_whose_ops_lack_inputs(
+    tmp_path: Path, device_key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Model().net()
+    x = net.input(1, 4, 4, 2)
+    y = net.tensor((1, 4, 4, 2))
+    net.writer.op("CONV_2D", [x], [y], schema.Conv2DOptionsT())
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(net.output(y).model.content())
+    assert main(["simulate", str(path)]) == 2
+    assert "shadownet: error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--device", "none"], ["--sweep", "x=1"], ["--schemes", "none-such"], []])

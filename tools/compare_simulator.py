@@ -26,7 +26,7 @@ from shadownet.session import Session  # noqa: E402
 from shadownet.simulator import predict, profile  # noqa: E402
 from shadownet.simulator.calibrate import SCHEME, least, least_protected  # noqa: E402
 from shadownet.simulator.profile import MINE  # noqa: E402
-from shadownet.simulator.study import Choice, Subject  # noqa: E402
+from shadownet.simulator.subject import Choice, opened  # noqa: E402
 from shadownet.wire.paths import resolve_key  # noqa: E402
 
 HEAD = "| network | contender | predicted | measured | error |\n|---|---|---|---|---|"
@@ -42,7 +42,7 @@ def main() -> int:
     print(HEAD)
     errors = []
     for model in args.models:
-        with Subject(model, resolve_key(None)) as subject:
+        with opened(model, resolve_key(None)) as subject:
             predicted = {
                 "unprotected": predict.unprotected(subject.works(), device).latency_ms.expected,
                 SCHEME: predict.protected(subject.counts(Choice(SCHEME)), device).latency_ms.expected,

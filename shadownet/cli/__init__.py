@@ -86,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
+    p.add_argument(
+        "--precision", default="float32", metavar="NAME",
+        help="coarsest of the accelerator: tf32, fp16, bf16 (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)
@@ -135,19 +139,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
     p.add_argument("--device", nargs="+", metavar="NAME", help="predicted for these beside what is measured here")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
 
     p = verb("simulate", "predict what a model or bundle would cost on a device", "simulate")
     p.add_argument("path", nargs="?", default="", metavar="MODEL.tflite|BUNDLE")
     p.add_argument("--device", nargs="+", metavar="NAME", help="profiles or .toml files (default: hikey960-optee)")
     p.add_argument("--list", action="store_true", help="list the device profiles")
-    p.add_argument("--schemes", default="shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)")
+    p.add_argument(
+        "--schemes", default="shadownet:paper,shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)"
+    )
     p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
     p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
     p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
     p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
     p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
-    p.add_argument("--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory that is set aside")
+    p.add_argument(
+        "--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory set aside (default: the device's)"
+    )
     p.add_argument("--layers", action="store_true", help="with --json: counts of each layer, too")
     key(p)
 

@@ -24,7 +24,7 @@ def bench(args: argparse.Namespace) -> None:
     schemes, integrity = args.schemes.split(","), args.integrity.split(",")
     threads, batch = max(1, args.num_threads), max(1, args.batch)
     results = [
-        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key))
+        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key, args.accelerator))
         for model in args.models
     ]
     for model, result in zip(args.models, results, strict=True) if devices else ():
@@ -55,7 +55,7 @@ def _show(result: dict[str, Any]) -> None:
     ]  # fmt: skip
     simulated = [f"predicted on {name}" for name in result["rows"][0].get("simulated", {})]
     title = f"{result['model']}, batch {result['batch']}, {result['threads']} threads per process"
-    title += f", {result['rounds']} rounds in turn"
+    title += f", {result['accelerator']}, {result['rounds']} rounds in turn"
     table(["contender", "median ms", "ratio", "middle half", *simulated, "protection"], rows, title)
     for row in result["rows"]:
         phases = dict(row.get("phases", {}))

@@ -13,7 +13,9 @@ from shadownet.wire.paths import resolve_key
 
 
 def simulate(args: argparse.Namespace) -> None:
+    from enclave import schemes as registry
     from shadownet.simulator import profile, study
+    from shadownet.simulator.subject import Choice, opened
 
     if args.list:
         _list(args, [profile.load(name) for name in profile.names()])
@@ -21,10 +23,12 @@ def simulate(args: argparse.Namespace) -> None:
     sweep = study.Sweep.parse(args.sweep, size) if args.sweep else None
     devices = study.devices(args.device or ["hikey960-optee"])
     schemes = args.schemes.split(",")
-    with study.Subject(Path(args.path), resolve_key(args.key)) as subject:
-        if subject.is_bundle:
-            schemes = [str(subject.manifest.get("scheme"))]
-        choices = [study.Choice(s, args.ratio, args.integrity, args.activations, args.outsource) for s in schemes]
+    choices = [
+        Choice(name, args.ratio, args.integrity, args.activations, args.outsource,
+               base=args.base if registry.get(name).needs_base else None)
+        for name in schemes
+    ]  # fmt: skip
+    with opened(Path(args.path), resolve_key(args.key)) as subject:
         record = study.simulate(subject, devices, choices, sweep, args.ta_memory, args.layers)
     as_json(record) if args.json else _show(record)
 

@@ -7,6 +7,7 @@ counts the same things while it runs (:func:`counted`); a test holds both equal.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,14 +223,20 @@ def _made(plan: Segment | Layer, step: Step, trusted: Graph | None, dtypes: list
 
 
 def counted(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """What the enclave counted in one traced inference: by name of the layer or segment, its counters added up.
+    """What the enclave counted in one traced inference, by step: ``sent``, ``received`` and ``masks`` in bytes, and,
+    where a step is not part of a longer run of the C loop, ``held``.
 
     ``events`` are those of ``Session.events``; their times are left out.
     """
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, int]] = defaultdict(dict)
     for event in events:
-        mine = found.setdefault(event["name"], {})
-        crossed = {name: event[name] for name in ("sent", "received") if name in event}
-        for name, value in (event.get("sizes", {}) | crossed).items():
-            mine[name] = mine.get(name, 0) + value
+        counts = event.get("counts", {})
+        if event["name"] in ("take masks", "make masks"):
+            for name, size in counts.items():
+                found[name]["masks"] = size
+        elif event["kind"] == "wait":
+            found[event["name"]] |= {"sent": event["sent"], "received": event["received"]}
+        elif "held" in counts:
+            name = f"segment {counts['subgraph']}" if "subgraph" in counts else event["name"]
+            found[name]["held"] = counts["held"]
     return found

@@ -28,20 +28,21 @@ class Chain:
         writer = ModelWriter("calibration")
         graph = writer.subgraph("main")
         rng = np.random.default_rng(0)
-        x = y = graph.tensor("x", self._shape)
+        x = y = graph.tensor("x", self.shape)
         for layer in range(self.depth):
             y = self._layer(graph, y, x, layer, rng)
         graph.interface([x], [y])
         return writer.finish()
 
     @property
-    def _shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
+        """Of its input and of every layer's result."""
         if self.kind == "FULLY_CONNECTED":
             return (self.side * self.side, self.channels)
         return (1, self.side, self.side, self.channels)
 
     def _layer(self, graph: SubgraphWriter, x: int, first: int, layer: int, rng: np.random.Generator) -> int:
-        y = graph.tensor(f"y{layer}", self._shape)
+        y = graph.tensor(f"y{layer}", self.shape)
         if self.kind == "ADD":
             graph.op("ADD", [x, first], [y], schema.AddOptionsT(0))
         elif self.kind == "SOFTMAX":
@@ -69,12 +70,13 @@ PLAIN = (
     *(Chain("CONV_2D", side, n, 3) for side, n in ((56, 64), (28, 128), (14, 256), (7, 512), (32, 16), (16, 32))),
     *(Chain("CONV_2D", side, n) for side, n in ((56, 128), (28, 256), (14, 512), (7, 1024))),
     *(Chain("DEPTHWISE_CONV_2D", side, n, 3) for side, n in ((112, 32), (56, 128), (28, 256), (14, 512))),
-    *(Chain("FULLY_CONNECTED", side, n) for side, n in ((1, 512), (1, 1024), (1, 2048), (14, 192))),
-    *(Chain("ADD", side, n) for side, n in ((56, 64), (32, 16), (14, 256))),
+    *(Chain("FULLY_CONNECTED", side, n) for side, n in ((1, 1024), (1, 2048), (1, 3072), (14, 192))),
+    *(Chain("ADD", side, n) for side, n in ((32, 16), (56, 64), (112, 64), (208, 32))),
     *(Chain("SOFTMAX", side, n) for side, n in ((14, 196), (1, 1000))),
 )
 PROTECTED = (
-    Chain("CONV_2D", 32, 16, 3, 8), Chain("CONV_2D", 8, 64, 3, 8), Chain("CONV_2D", 28, 128, 3, 4),
-    Chain("CONV_2D", 56, 128, 1, 4), Chain("CONV_2D", 14, 512, 1, 4), Chain("DEPTHWISE_CONV_2D", 56, 128, 3, 4),
-    Chain("DEPTHWISE_CONV_2D", 14, 512, 3, 8),
-)  # fmt: skip
+    *(Chain("CONV_2D", 32, 16, 3, depth) for depth in (2, 16)),
+    *(Chain("CONV_2D", side, n, 3) for side, n in ((8, 64), (28, 128))),
+    *(Chain("CONV_2D", side, n) for side, n in ((56, 128), (14, 512))),
+    *(Chain("DEPTHWISE_CONV_2D", side, n, 3) for side, n in ((56, 128), (14, 512))),
+)

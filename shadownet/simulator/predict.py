@@ -25,6 +25,7 @@ TERMS = {
     "accelerator_macs": ("multiply-adds on the accelerator", "a smaller obfuscation ratio; a faster accelerator"),
     "accelerator_elements": ("activations moved on the accelerator", "fewer or smaller feature maps"),
     "accelerator_weights": ("weights read by the accelerator", "a smaller model; larger batches"),
+    "app": ("the app's own call", "more work in one call"),
     "switch": ("entering and leaving the enclave", "fewer crossings: outsource fewer layers (--outsource auto)"),
     "mapping": ("mapping the enclave's memory at each entry", "a smaller trusted application; pre-allocated tables"),
     "pages": ("mapping shared pages at each entry", "memory that stays shared; fewer bytes crossed"),
@@ -77,61 +78,60 @@ class Estimate:
 
     @property
     def dominant(self) -> str:
-        return max(self.terms, key=lambda term: self.terms[term].expected)
+        """The largest term; of nothing, the first of all."""
+        return max(self.terms, key=lambda term: self.terms[term].expected, default=next(iter(TERMS)))
 
 
 class _Ledger:
-    """Adds up milliseconds by term. Amounts under one parameter share its error; parameters are independent."""
+    """Adds up milliseconds by term and number. All uses of one number share its error; numbers are independent."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._found: dict[tuple[str, str, str], tuple[float, Number]] = {}
+        self._found: dict[tuple[str, Number], float] = {}
 
-    def add(self, term: str, amount: float, number: Number, kind: str = "") -> None:
-        """``amount`` is milliseconds at the number's value."""
-        key = (term, kind, number.source)
-        self._found[key] = (self._found.get(key, (0.0, number))[0] + amount, number)
+    def add(self, term: str, milliseconds: float, number: Number) -> None:
+        """``milliseconds`` are those at the number's value."""
+        key = (term, number)
+        self._found[key] = self._found.get(key, 0.0) + milliseconds
 
     def work(self, side: str, works: Iterable[Work]) -> float:
-        """Charge ops to one side; returns the milliseconds."""
-        device, total = self._device, 0.0
+        """Charge ops to one side; returns the milliseconds. Ops that only rename memory are free."""
+        total, start = 0.0, self._device.get(side, "op_us")
         for work in works:
             if not (work.macs or work.elements):
                 continue
-            start = device.get(side, "op_us")
-            amounts = {"macs": (work.macs, "gmac_s"), "elements": (work.elements, "gelem_s")}
-            rates = [(name, amount, device.rate(side, rate, work.kind)) for name, (amount, rate) in amounts.items()]
-            rates.append(("weights", work.weights, device.get(side, "weights_gb_s")))
             parts = [("ops", start.value * 1e-3, start)]
-            parts += [(name, amount / (rate.value * 1e6), rate) for name, amount, rate in rates]
-            for name, amount, number in parts:
-                self.add(f"{side}_{name}", amount, number, work.kind)
-                total += amount
+            for name, amount, parameter in (
+                ("macs", work.macs, "gmac_s"), ("elements", work.elements, "gelem_s"),
+                ("weights", work.weights, "weights_gb_s"),
+            ):  # fmt: skip
+                rate = self._device.rate(side, parameter, work.kind)
+                parts.append((name, amount / (rate.value * 1e6), rate))
+            for name, milliseconds, number in parts:
+                self.add(f"{side}_{name}", milliseconds, number)
+                total += milliseconds
         return total
 
-    def elements(self, count: int) -> None:
+    def passes(self, elements: int) -> None:
         """Charge passes over activations: masking, copying, restoring."""
         rate = self._device.rate("enclave", "gelem_s", "PASS")
-        self.add("enclave_elements", count / (rate.value * 1e6), rate, "PASS")
+        self.add("enclave_elements", elements / (rate.value * 1e6), rate)
 
     def terms(self) -> dict[str, Interval]:
-        return {
-            term: _sum(pair for (name, *_), pair in self._found.items() if name == term)
-            for term in TERMS
-            if any(name == term and amount for (name, *_), (amount, _) in self._found.items())
-        }
+        """By term, in the order of ``TERMS``; those that are 0 are left out."""
+        parts = {t: [(amount, n) for (term, n), amount in self._found.items() if term == t and amount] for t in TERMS}
+        return {term: _sum(found) for term, found in parts.items() if found}
 
     def total(self) -> Interval:
-        return _sum(self._found.values())
+        return _sum((amount, number) for (_, number), amount in self._found.items())
 
     def energy(self) -> Interval:
         """Power of the side that works times its time; crossings are the enclave's."""
-        sides = {True: "accelerator_w", False: "enclave_w"}
         parts = []
-        for (term, *_), (amount, number) in self._found.items():
-            power = self._device.get("power", sides[term.startswith("accelerator")])
-            both = replace(number, within=number.within * power.within)
-            parts.append((amount * power.value, both))
+        for (term, number), amount in self._found.items():
+            side = "accelerator" if term.startswith("accelerator") else "enclave"
+            power = self._device.get("power", f"{side}_w")
+            parts.append((amount * power.value, replace(number, within=number.within * power.within)))
         return _sum(parts)
 
 
@@ -154,7 +154,8 @@ def unprotected(works: Iterable[Work], device: Device) -> Estimate:
 def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
     """One inference with one set of masks made beforehand.
 
-    ``ta_memory`` is the bytes that the trusted application is built with; 0 for as many as it needs.
+    ``ta_memory`` is the bytes that the trusted application is built with, in place of the device's budget; 0 for as
+    many as it needs.
     """
     ledger = _Ledger(device)
     memory = secure_memory(counts, device, ta_memory)
@@ -162,7 +163,7 @@ def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
     for step in counts.steps:
         hidden = ledger.work("accelerator", step.accelerator)
         ledger.work("enclave", step.enclave)
-        ledger.elements(step.sent + step.received + step.lookups)
+        ledger.passes(step.sent + step.received + step.lookups)
         _check(ledger, step, counts.checked, device, hidden if device.overlaps else 0.0)
     _crossings(ledger, counts, device, ta_memory or memory.size)
     _shortage(ledger, counts, device, memory)
@@ -172,7 +173,7 @@ def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
 def _check(ledger: _Ledger, step: Step, share: float, device: Device, hidden: float) -> None:
     rate = device.rate("enclave", "gmac_s", "CHECK")
     visible = max(step.check * share / (rate.value * 1e6) - hidden, 0.0)
-    ledger.add("enclave_macs", visible, rate, "CHECK")
+    ledger.add("enclave_macs", visible, rate)
 
 
 def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> None:
@@ -181,6 +182,8 @@ def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> No
     crossed = sum(step.bytes_out + step.bytes_in for step in counts.steps) + counts.interface
     pages = sum(-(-step.bytes_out // PAGE) + -(-step.bytes_in // PAGE) for step in counts.steps)
     pages += -(-counts.interface // PAGE)
+    app = device.get("crossing", "app_us")
+    ledger.add("app", app.value * 1e-3, app)
     switch, mapping, page, rate = (device.get("crossing", name) for name in ("switch_us", "map_us_per_mib", "page_us",
                                                                              "gb_s"))  # fmt: skip
     ledger.add("switch", entries * switch.value * 1e-3, switch)
@@ -192,7 +195,7 @@ def _crossings(ledger: _Ledger, counts: Counts, device: Device, size: int) -> No
 def _shortage(ledger: _Ledger, counts: Counts, device: Device, memory: Memory) -> None:
     """What it costs that not everything fits: sealed masks and weights are streamed, or pages swapped."""
     used = sum(work.weights for step in counts.steps for work in step.enclave)
-    if memory.verdict == TILED:
+    if memory.verdict in (TILED, NOT):  # what does not fit is priced as if it could be tiled further
         rate = device.get("enclave", "unseal_gb_s")
         ledger.add("streaming", (counts.mask_bytes + used) / (rate.value * 1e6), rate)
     if memory.verdict == PAGED:
@@ -222,12 +225,11 @@ def secure_memory(counts: Counts, device: Device, ta_memory: int = 0) -> Memory:
     needed = base + counts.weights + counts.mask_bytes + buffers + tensors
     kept = max((step.across if step.crosses else step.held + step.arena for step in counts.steps), default=0)
     tiled = min(base + kept + 2 * TILE, needed)
-    budget = _budget(device)
-    room = min(ta_memory or budget, budget)
-    if needed <= room:
+    budget = ta_memory or _budget(device)
+    if needed <= budget:
         verdict = FITS
     elif device.get("enclave", "swap_us").value > 0 and not ta_memory:
         verdict = PAGED
     else:
-        verdict = TILED if tiled <= room else NOT
+        verdict = TILED if tiled <= budget else NOT
     return Memory(needed, tiled, budget, verdict)

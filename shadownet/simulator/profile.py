@@ -34,13 +34,15 @@ PARAMETERS: dict[str, dict[str, tuple[float, float]]] = {
         "op_us": (0, 1e6), "gmac_s": (1e-4, 1e7), "gelem_s": (1e-4, 1e6), "weights_gb_s": (1e-4, 1e6),
         "unseal_gb_s": (1e-4, 1e5), "memory_mib": (0.01, 1e9), "base_mib": (0, 1e6), "swap_us": (0, 1e6),
     },
-    "crossing": {"switch_us": (0, 1e6), "map_us_per_mib": (0, 1e6), "page_us": (0, 1e4), "gb_s": (1e-4, 1e6)},
+    "crossing": {
+        "app_us": (0, 1e6), "switch_us": (0, 1e6), "map_us_per_mib": (0, 1e6), "page_us": (0, 1e4), "gb_s": (1e-4, 1e6),
+    },
     "power": {"accelerator_w": (0, 1e5), "enclave_w": (0, 1e5)},
 }  # fmt: skip
 FLAGS = {"enclave": ("overlaps",)}
 # What a kind of op may have of its own, on either side. In the enclave CHECK is checking answers, PASS is masking,
 # copying and restoring, MASK is drawing random values.
-RATES = {"gmac_s", "gelem_s"}
+RATES = {"gmac_s", "gelem_s", "weights_gb_s"}
 KINDS = {*OP_NAMES.values(), "CHECK", "PASS", "MASK"}
 SIDES = ("accelerator", "enclave")
 

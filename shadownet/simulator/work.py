@@ -49,7 +49,7 @@ def macs_of(graph: Subgraph, op: Op) -> int:
     if op.kind == "FULLY_CONNECTED":
         return math.prod(out) * shapes[1][-1]
     if op.kind == "BATCH_MATMUL":
-        return math.prod(out) * shapes[0][-2 if op.options.adjX else -1]
+        return math.prod(out) * shapes[0][-2 if getattr(op.options, "adjX", False) else -1]
     if op.kind == "TRANSPOSE_CONV":
         return math.prod(shapes[2]) * math.prod(shapes[1][:3])
     if op.kind.endswith("SEQUENCE_LSTM") or op.kind.endswith("SEQUENCE_RNN"):
