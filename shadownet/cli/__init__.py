@@ -171,7 +171,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
 
     p = verb("report", "write one page that shows a bundle or results of the other verbs", "report")
-    p.add_argument("what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both")
+    p.add_argument(
+        "what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both"
+    )
     p.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s")
     p.add_argument("--model", metavar="TRUTH.tflite", help="the original: adds graph, attacks, latency, rounding")
     p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
