@@ -51,6 +51,7 @@ def collect(request: Request) -> list[Json]:
     found: list[Json] = [{"manifest": manifest, "sizes": sizes}]
     note("report: one traced inference")
     found.append(_trace(request))
+    # From here on the manifest can be relied on: the enclave has opened the bundle, and the sealed half has its hash.
     if request.model is None:
         note("report: --model adds the graph, the attacks, latency and accuracy")
         return found

@@ -49,7 +49,7 @@ COLOURS = np.array([(0, 32, 77), (38, 60, 108), (77, 85, 111), (107, 109, 113),
 
 @dataclass(frozen=True)
 class Subject:
-    """What is shown: ``image`` [1, h, w, c], and the true input ``x`` [1, h, w, channels] of the layer with id ``op``."""
+    """What is shown: ``image`` [1, h, w, c], and the true input ``x`` [1, h, w, n] of the layer with id ``op``."""
 
     model: Path
     image: Array
@@ -151,14 +151,10 @@ def _attacks(view: Any, chain: list[Any], subject: Subject) -> list[tuple[str, A
     messages = [_joined(c.sent, subject.x.shape) for c in view.crossings(chain[1])]
     found = [("A15, averaging repeats", averaging.mean(messages[:REPEATS])[0])]
     first, second = chain
-    if not first.masked and first is not second and first.input_shape == subject.image.shape:
-        fits = (
-            peeling.patches(np.zeros(first.input_shape, np.float32), first.geometry).shape[1:3] == subject.x.shape[1:3]
-        )
-        if fits and len(second.input_shape) == 4 and second.input_shape == subject.x.shape:
-            peeled = peeling.attack(view, chain)[0]
-            image = view.crossings(first)[0].sent
-            found.append(("A16, regression from the input", peeled(image)))
+    if not first.masked and first is not second and second.input_shape == subject.x.shape:
+        image = view.crossings(first)[0].sent
+        if peeling.patches(image, first.geometry).shape[:-1] == subject.x.shape[:-1]:  # it may feed the second
+            found.append(("A16, regression from the input", peeling.attack(view, chain)[0](image)))
     return found
 
 

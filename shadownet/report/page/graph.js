@@ -197,7 +197,7 @@ function graphSection() {
       group.addEventListener("focus", () => { if (n !== chosen) select(n, "keys"); });
     });
     fit();
-    const n = Math.max(chosen, 0);
+    const n = chosen >= 0 ? chosen : Math.max(steps.findIndex(accelerated), 0);
     chosen = -1;
     show(n, "graph");
   };
