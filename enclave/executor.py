@@ -13,12 +13,14 @@ from enclave.exact import Residues
 from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
+from enclave.precision import Probe
 from enclave.program import Entry, Layer, Program, Segment
 from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
-from shadownet.wire.errors import BundleError, InputError, IntegrityError
+from shadownet.wire.errors import BundleError, InputError, IntegrityError, WorkerError
+from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +35,7 @@ class Executor:
         self, program: Program, public: bytes, num_threads: int, link: Accelerator | None, mask_memory: int,
         trace: Trace,
     ) -> None:  # fmt: skip
-        """``public`` is the verified public model, from which checks of answers are made; b"" if there are none."""
+        """``public`` is the verified public model, from which tests and checks of answers are made; b"" if none is."""
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
         self.program, self.trace = program, trace
@@ -44,7 +46,8 @@ class Executor:
             layer.number: Checker(layer.public, public, layer.format.exact, self._rng)
             for layer in (program.layers if program.checked else [])
         }
-        self._geometries: dict[int, Geometry] = {}
+        self._probes = [Probe(layer.public, public, layer.format.exact, self._rng) for layer in program.layers]
+        self._geometries: list[Geometry] = []
         self._native_checks: dict[int, list[NativeCheck]] = {}  # by layer, one for each lane
         self._shapes: list[tuple[Shape, Shape]] = []  # of each layer's input and output
         self.lanes = 1
@@ -122,15 +125,47 @@ class Executor:
             ],
             self.lanes,
         )
+        self._geometries = [
+            Geometry(layer.public, _times(layer.stack, inp), _times(layer.stack, (*out[:-1], layer.slots)))
+            for layer, (inp, out) in zip(self.program.layers, wanted, strict=True)
+        ]
+        self._try()
         self._shapes = wanted
+
+    def _try(self) -> None:
+        """Have the accelerator's arithmetic tested, layer by layer. Raises ``WorkerError`` or ``IntegrityError``."""
+        link, program = self._link, self.program
+        assert link is not None
+        if PRECISIONS[link.precision].unit > PRECISIONS[program.precision].unit:
+            raise self._too_coarse(link.precision)
+        for layer, probe, geometry in zip(program.layers, self._probes, self._geometries, strict=True):
+            sent = probe.input(link.input(layer.number).shape)
+            np.copyto(link.input(layer.number), sent)
+            link.probe(layer.number, layer.name)
+            excess = probe.excess(geometry, sent, link.output(layer.number), PRECISIONS[link.precision])
+            if excess > 1:
+                raise IntegrityError(
+                    f"the accelerator says that it computes in {link.precision}, and layer {layer.name} is off by "
+                    f"{excess:.0f} times what that allows",
+                    "shadownet doctor; try another accelerator or another driver",
+                )
+
+    def _too_coarse(self, precision: str) -> WorkerError:
+        if any(layer.format.exact for layer in self.program.layers):
+            return WorkerError(
+                f"the accelerator computes in {precision}, which is too coarse: this bundle sends integers up to 2^24, "
+                "and only float32 holds them all",
+                "choose an accelerator that computes in float32; shadownet doctor lists them",
+            )
+        return WorkerError(
+            f"the accelerator computes in {precision}, which is too coarse: this bundle's masks and checks are made "
+            f"for {self.program.precision}",
+            f"choose another accelerator, or convert the model with --precision {precision} --integrity none",
+        )
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
-        self._actions, self._stretches, self._geometries, self._native_checks = [], {}, {}, {}
-        for number in self._checkers:
-            layer, (source, target) = self.program.layers[number], self._shapes[number]
-            crossing = _times(layer.stack, source), _times(layer.stack, (*target[:-1], layer.slots))
-            self._geometries[number] = Geometry(layer.public, *crossing)
+        self._actions, self._stretches, self._native_checks = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
         native_run = native.load() is not None
         at = 0

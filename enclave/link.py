@@ -15,6 +15,7 @@ from enclave.trace import Trace
 from shadownet.wire.arena import Arena, Caller, Doorbell, aligned, pipe
 from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
+from shadownet.wire.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds", "checking_seconds")
@@ -45,6 +46,7 @@ class Accelerator:
         self._bells: tuple[int, ...] = ()
         self.private = np.empty(0, np.float32)
         self.kept = [self.private]  # by lane: what was sent, for checks
+        self.precision = "float32"
         self._native = native.Link()
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
@@ -53,7 +55,7 @@ class Accelerator:
         """Agree on shapes: each layer has ``signature``, ``input`` and ``output`` (float32 shapes).
 
         Layers take turns with two input and two output regions. A second lane has regions of its own; its layers
-        follow those of the first. Raises ``WorkerError``.
+        follow those of the first. ``precision`` is what the accelerator says of itself. Raises ``WorkerError``.
         """
         self._layer_count = len(layers)
         self._names = [str(layer["signature"]) for layer in layers]
@@ -79,6 +81,9 @@ class Accelerator:
                 os.close(fd)
             if answer.get("ok") is not True:
                 raise WorkerError(f"the accelerator cannot run the model: {_plain(answer.get('error', ''))}")
+            self.precision = str(answer.get("precision"))
+            if self.precision not in PRECISIONS:
+                raise WorkerError(f"the accelerator computes in {_plain(self.precision)}, which is no known precision")
         except WorkerError:
             arena.close()
             for fd in (request, reply):
@@ -105,6 +110,15 @@ class Accelerator:
         sent, answered = (max(column, default=0) // 4 for column in sizes)
         self.private = np.empty(answered, np.float32)
         self.kept = [np.empty(sent, np.float32) for _ in range(lanes)]
+
+    def probe(self, layer: int, name: str) -> None:
+        """Have a layer run for a test, which neither counts nor enters a transcript. Raises ``WorkerError``."""
+        self._channel.send({"do": "probe", "layer": layer}, timeout=OPEN_DEADLINE_S)
+        answer, _, fds = self._channel.receive(OPEN_DEADLINE_S)
+        for fd in fds:
+            os.close(fd)
+        if answer.get("ok") is not True:
+            self._refuse("failed", name)
 
     def refuse(self, name: str) -> None:
         """Raise the error for an answer that failed its check."""

@@ -37,10 +37,12 @@ GEOMETRY = (
     "batch", "height", "width", "channels", "out_height", "out_width", "kernel_height", "kernel_width",
     "stride_height", "stride_width", "dilation_height", "dilation_width", "top", "left",
 )  # fmt: skip
+POINTERS = ("vectors", "filters", "input", "expected", "sums", "products")
+TAPS = 3  # columns of a kernel that it takes together
 CHECK = np.dtype(
     [
         ("active", "i8"), *((name, "i8") for name in GEOMETRY),
-        *((name, "u8") for name in ("vectors", "filters", "input", "expected", "sums")),
+        *((name, "u8") for name in POINTERS),
         ("tolerance", "f8"), ("least", "f8"),
     ]
 )  # fmt: skip

@@ -13,6 +13,7 @@ from enclave.formats import Format
 from enclave.integrity import Public
 from enclave.restore import Restore
 from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -91,7 +92,7 @@ class Program:
     """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none.
 
     ``checked`` is the share of layer calls whose answers are checked, 0 to 1; ``stateful`` programs remember something
-    from one inference to the next.
+    from one inference to the next; ``precision`` is the coarsest in which the accelerator may compute.
     """
 
     layers: list[Layer]
@@ -99,6 +100,7 @@ class Program:
     model: bytes
     checked: float
     stateful: bool
+    precision: str
 
     @classmethod
     def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
@@ -109,7 +111,10 @@ class Program:
             checked = float(record["checked"])
             if not 0 <= checked <= 1:
                 raise ValueError("no share of layer calls")
-            return cls(layers, entries, blobs["trusted"].tobytes(), checked, bool(record["stateful"]))
+            precision = str(record.get("precision", "float32"))
+            if precision not in PRECISIONS:
+                raise ValueError("no precision")
+            return cls(layers, entries, blobs["trusted"].tobytes(), checked, bool(record["stateful"]), precision)
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 

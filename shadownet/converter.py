@@ -30,6 +30,7 @@ from shadownet.relatives import base_rows
 from shadownet.selftest import agrees
 from shadownet.verify import Verdict, tolerance_for, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
+from shadownet.wire.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 Samples = dict[int, list[list[Array]]]
@@ -55,6 +56,7 @@ class Options:
     bits: Bits | None  # of exact activations; None for float ones
     base: Path | None
     delta_tolerance: float
+    precision: str
 
     def to_json(self) -> dict[str, Any]:
         record = {name: value for name, value in vars(self).items() if name not in ("scheme", "base")}
@@ -75,6 +77,7 @@ def convert(
     overwrite: bool = False,
     bits: str | None = None,
     delta_tolerance: float = 0.0,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Convert ``model`` into the bundle directory ``output`` and verify it through the real runtime.
 
@@ -85,14 +88,16 @@ def convert(
     exact ones ``bits`` W/X are those of weights and activations in float layers (default 12/12; 8-bit layers stay as
     they are). ``integrity`` is "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1)
     or "none". ``base`` is the public model of schemes that need one (delta), and ``delta_tolerance`` the relative
-    error (Frobenius) that the private difference may have when it is factored.
+    error (Frobenius) that the private difference may have when it is factored. ``precision`` is the coarsest in which
+    an accelerator may compute: float32, or tf32, fp16 or bf16, for which float masks are smaller, integer layers stay
+    inside, and answers cannot be checked.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = _options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance)
+    options = _options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance, precision)
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
@@ -104,7 +109,7 @@ def convert(
 
 def _options(
     scheme: str, ratio: float, activations: str | None, integrity: str, outsource: str,
-    base: str | os.PathLike[str] | None, bits: str | None, delta_tolerance: float,
+    base: str | os.PathLike[str] | None, bits: str | None, delta_tolerance: float, precision: str,
 ) -> Options:  # fmt: skip
     chosen = schemes.get(scheme)
     activations = chosen.activations if activations is None else activations
@@ -114,6 +119,10 @@ def _options(
         raise InputError(f"activations are float or exact, not {activations!r}")
     if chosen.name == "slalom" and (activations != "exact" or integrity != "full"):
         raise InputError("slalom is exact activations and full integrity", "another scheme has weaker settings")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "float32" and activations == "exact":
+        raise InputError(f"exact activations are integers up to 2^24, which {precision} does not hold")
     if bits is not None and activations == "float":
         raise InputError("bits are those of exact activations", "add --activations exact, or leave --bits out")
     if not 0.0 <= delta_tolerance < 1.0:
@@ -122,11 +131,15 @@ def _options(
         raise InputError(f"{chosen.name} needs the public model that yours was trained from", "name it with --base")
     if not chosen.needs_base and (base is not None or delta_tolerance):
         raise InputError(f"{chosen.name} takes no public base model", "use --scheme delta")
-    share_checked(integrity)
+    if share_checked(integrity) and precision != "float32":
+        raise InputError(
+            f"answers computed in {precision} cannot be checked: the tolerance would be larger than most answers",
+            "add --integrity none, or leave --precision at float32",
+        )
     parse_outsource(outsource)
     fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
     public = None if base is None else Path(base)
-    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance)
+    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance, precision)
 
 
 def share_checked(integrity: str) -> float:
@@ -239,7 +252,9 @@ class _Conversion:
             for lin in track(part.linear, "testing number formats"):
                 known = constants(lin, part.graph, self._folded[entry])
                 values = numbers(lin, part.graph, known)
-                if values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
+                if values.exact and self._options.precision != "float32":
+                    self._refused[entry][lin.op.id] = f"its integers need float32, not {self._options.precision}"
+                elif values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
                     self._refused[entry][lin.op.id] = "LiteRT's kernel for it rounds differently"
                 if self._options.bits and (why := unfit(lin, numbers(lin, part.graph, known, self._options.bits))):
                     self._refused[entry][lin.op.id] = why
@@ -256,8 +271,9 @@ class _Conversion:
         self._rms: dict[int, dict[int, float]] = {}
         for entry, part in self.partitions.items():
             tensors = sorted({lin.input for lin in part.linear})
+            seen = track(self._calibration[entry], "observing the original")
             try:
-                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in self._calibration[entry]]
+                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in seen]
             except ModelError as error:
                 raise ModelError(str(error), "give inputs that the model accepts with --calibration X.npy") from None
             mean = np.sqrt(np.mean(squares, axis=0)) if tensors else []
@@ -292,6 +308,7 @@ class _Conversion:
             Rng(),
             self._options.bits,
             share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
+            self._options.precision,
         )  # fmt: skip
         lowered = lowering.run(self._content, self.partitions, self._folded, self._rms)
         manifest = {

@@ -77,9 +77,11 @@ class Interpreter:
         return self._session
 
     def get_input_details(self) -> list[dict[str, Any]]:
+        """One dictionary for each input, with the keys of ``tf.lite.Interpreter``'s: name, index, shape, dtype, …"""
         return [spec.details() for spec in self._specs(0)]
 
     def get_output_details(self) -> list[dict[str, Any]]:
+        """One dictionary for each output, likewise. Shapes are those of the last ``allocate_tensors``."""
         return [spec.details() for spec in self._specs(1)]
 
     def get_signature_list(self) -> dict[str, dict[str, list[str]]]:
@@ -207,9 +209,11 @@ class SignatureRunner:
         return {name: results[index] for name, index in self._signature["outputs"].items()}
 
     def get_input_details(self) -> dict[str, dict[str, Any]]:
+        """The inputs' dictionaries by name."""
         return self._details(0, "inputs")
 
     def get_output_details(self) -> dict[str, dict[str, Any]]:
+        """The outputs' dictionaries by name."""
         return self._details(1, "outputs")
 
     def _details(self, side: int, names: str) -> dict[str, dict[str, Any]]:

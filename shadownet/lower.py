@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Obfuscated, Scheme
 from shadownet import tiling
 from shadownet.cost import sending
-from shadownet.graph import Graph, ModelWriter, Subgraph, SubgraphWriter
+from shadownet.graph import Graph, ModelWriter, Op, Subgraph, SubgraphWriter
 from shadownet.graph.ir import OP_NAMES
 from shadownet.interface import interface_spec
 from shadownet.linear import OPTIONS, LinearOp
@@ -24,6 +25,7 @@ from shadownet.progress import track
 from shadownet.quantized import Bits, Numbers, constants, numbers
 from shadownet.relatives import against, factored
 from shadownet.wire.errors import InputError
+from shadownet.wire.precision import mask_share
 
 Array = np.ndarray[Any, Any]
 
@@ -54,15 +56,15 @@ class Lowering:
 
     ``bits`` are those of exact activations, None for float ones; ``checked`` is the share of answers to be checked.
     ``base`` has the public rows for each op id, for schemes that need one, whose difference to the true rows may be
-    approximated within ``tolerance`` (relative, Frobenius).
+    approximated within ``tolerance`` (relative, Frobenius). ``precision`` is the coarsest of an accelerator.
     """
 
     def __init__(
         self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng, bits: Bits | None, checked: float,
-        base: dict[int, Array], tolerance: float,
+        base: dict[int, Array], tolerance: float, precision: str,
     ) -> None:  # fmt: skip
         self._graph, self._scheme, self._ratio, self._rng, self._bits = graph, scheme, ratio, rng, bits
-        self._checked, self._base, self._tolerance = checked, base, tolerance
+        self._checked, self._base, self._tolerance, self._precision = checked, base, tolerance, precision
         self._public = ModelWriter(
             f"Public half of a shadownet bundle ({scheme.name}): all that the accelerator, and so an attacker, has of "
             "the weights. One signature per outsourced layer; the enclave sends x and takes y."
@@ -96,6 +98,7 @@ class Lowering:
         self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
         program = {
             "checked": self._checked,
+            "precision": self._precision,
             "stateful": any(_stateful(graph) for graph in self._graph.subgraphs),
             "entries": entries,
             "layers": self._layers,
@@ -140,7 +143,7 @@ class Lowering:
                 "input": lin.input,
                 "output": lin.result,
                 "slots": slots,
-                "sigma": mask.sigma(rms) if mask else 0.0,
+                "sigma": mask.sigma(rms) * mask_share(self._precision) if mask else 0.0,
                 "maskable": maskable,
                 "public_input": own_input,
                 "private": None if difference is None else self._private(name, lin, values, difference),
@@ -286,14 +289,45 @@ class Lowering:
         for t in sorted(touched):
             shape = part.shapes.shape[t] if t in step.inputs else None
             mapping[t] = target.copy_tensor(source, source.tensors[t], shape)
+        joins = _joined_for_pooling(source, step)
+        joining = {join.id for join in joins.values()}
         for op in step.ops:
-            target.copy_op(self._graph, op, mapping)
+            if op.id in joins:
+                self._pool_then_join(part, target, op, joins[op.id], mapping)
+            elif op.id not in joining:
+                target.copy_op(self._graph, op, mapping)
         target.interface([mapping[t] for t in step.inputs], [mapping[t] for t in step.outputs])
         return {
             "subgraph": target.index,
             "inputs": [[t, mapping[t]] for t in step.inputs],
             "outputs": [[t, mapping[t]] for t in step.outputs],
         }
+
+    def _pool_then_join(
+        self, part: Partition, target: SubgraphWriter, pool: Op, join: Op, mapping: dict[int, int]
+    ) -> None:
+        """Max-pooling keeps channels apart, so parts pooled before they are joined give the same in fewer bytes."""
+        pooled, shape = [], part.shapes.shape
+        for t in join.inputs:
+            pooled.append(target.tensor("pooled", (*shape[pool.outputs[0]][:3], shape[t][3])))
+            target.copy_op(self._graph, pool, {pool.inputs[0]: mapping[t], pool.outputs[0]: pooled[-1]})
+        parts = dict(zip(join.inputs, pooled, strict=True))
+        target.copy_op(self._graph, join, parts | {join.outputs[0]: mapping[pool.outputs[0]]})
+
+
+def _joined_for_pooling(graph: Subgraph, step: Step) -> dict[int, Op]:
+    """Float concatenations of channels that nothing but a max-pooling reads, by that pooling's id."""
+    makers = {op.outputs[0]: op for op in step.ops if op.kind == "CONCATENATION"}
+    readers = Counter(t for op in step.ops for t in op.reads())
+    found = {}
+    for op in step.ops:
+        join = makers.get(op.input(0)) if op.kind == "MAX_POOL_2D" else None
+        if join is None or readers[join.outputs[0]] > 1 or join.outputs[0] in step.outputs:
+            continue
+        plain = join.options.fusedActivationFunction == 0 and join.options.axis in (3, -1)
+        if plain and graph.tensors[join.outputs[0]].dtype == "float32" and len(set(join.inputs)) == len(join.inputs):
+            found[op.id] = join
+    return found
 
 
 def _label(graph: SubgraphWriter, layer: str, masked: bool) -> None:

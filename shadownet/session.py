@@ -177,6 +177,7 @@ class Session:
         return reply
 
     def reset(self) -> None:
+        """Set all state of the model to zero."""
         self._ask({"do": "reset"})
 
     def stats(self) -> dict[str, Any]:

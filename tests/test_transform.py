@@ -164,13 +164,13 @@ activations = st.sampled_from(sorted(NAIVE_ACTIVATIONS))
 
 
 @st.composite
-def convolutions(draw: Any, kind: str) -> Case:
-    """CONV_2D (grouped or not), DEPTHWISE_CONV_2D and TRANSPOSE_CONV."""
+def convolutions(draw: Any, kind: str, counts: tuple[int, ...] = (1, 2, 3, 5, 7), reach: int = 3) -> Case:
+    """CONV_2D (grouped or not), DEPTHWISE_CONV_2D and TRANSPOSE_CONV; kernels of up to ``reach``."""
     net = Model(draw(st.integers(0, 1 << 16))).net()
     groups = draw(st.integers(1, 3)) if kind == "CONV_2D" else 1
-    channels = groups * draw(st.sampled_from([1, 2, 3, 5, 7]))
+    channels = groups * draw(st.sampled_from(counts))
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9)), channels)
-    kernel, stride = draw(pairs), draw(pairs)
+    kernel, stride = draw(st.tuples(*[st.integers(1, reach)] * 2)), draw(pairs)
     dilation = draw(pairs) if kind != "TRANSPOSE_CONV" else (1, 1)
     padding, activation = draw(st.sampled_from(["SAME", "VALID"])), draw(activations)
     bias = kind != "TRANSPOSE_CONV" or draw(st.booleans())  # without one LiteRT refuses the others, or crashes
@@ -181,8 +181,8 @@ def convolutions(draw: Any, kind: str) -> Case:
         explicit = ((0, 0), sides[:2], sides[2:], (0, 0))
         source = net.pad(x, *explicit)
     if padding == "VALID":
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-        assume(reach[0] <= net.shapes[source][1] and reach[1] <= net.shapes[source][2])
+        window = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        assume(window[0] <= net.shapes[source][1] and window[1] <= net.shapes[source][2])
     common = {"kernel": kernel, "stride": stride, "padding": padding, "activation": activation, "bias": bias}
     if kind == "CONV_2D":
         y = net.conv(source, groups * draw(st.sampled_from([1, 2, 3, 6])), dilation=dilation, groups=groups, **common)

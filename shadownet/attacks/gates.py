@@ -20,6 +20,7 @@ from typing import Any
 
 from shadownet.attacks import bench, registry
 from shadownet.attacks.view import AdversaryView, Knowledge
+from shadownet.progress import working
 from shadownet.wire.errors import InputError
 
 WEIGHTS = ("max_filters_recovered", "max_layer_recovered", "max_pairs_recovered")
@@ -130,7 +131,8 @@ def _theft(
     if gates.runs:
         crossed = bench.record(bundle, data.queries, key, gates.runs)
         view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
-    got = bench.theft(view, model, data, gates.queries, base)
+    with working("stealing the whole model"):
+        got = bench.theft(view, model, data, gates.queries, base)
     where = f"{got.queries} labels, {gates.runs} runs"
     if "max_member_auc" in gates.limits and got.stolen.member_auc is None:
         raise InputError("max_member_auc needs data with x_owner and y_owner, the victim's training samples")

@@ -19,6 +19,7 @@ from shadownet.attacks.malleation import Malleable
 from shadownet.attacks.tampering import Outcome
 from shadownet.attacks.view import PUBLIC_MODEL, Crossing, Oracle, read_transcript
 from shadownet.graph import load
+from shadownet.progress import track
 from shadownet.session import Session
 from shadownet.wire.errors import InputError, IntegrityError, WorkerError
 from shadownet.wire.manifest import read_manifest
@@ -55,7 +56,7 @@ def record(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "transcript.npz"
         with running(bundle, key, record=os.fspath(path), **options) as session:
-            for x in inputs:
+            for x in track(inputs, "recording what crosses"):
                 infer(session, x)
         wanted = None if keep is None else set(keep)
         return tuple(c for c in read_transcript(path) if wanted is None or c.layer in wanted)

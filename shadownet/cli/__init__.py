@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
+    p.add_argument(
+        "--precision", default="float32", metavar="NAME",
+        help="coarsest of the accelerator: tf32, fp16, bf16 (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)
@@ -132,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
@@ -203,6 +209,9 @@ def _session_flags(p: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead
     args = parser().parse_args(argv)
     try:
         if sys.platform != "linux":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadownet.cli.output import as_json, table
+from shadownet.progress import working
 from shadownet.wire.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def attack(args: argparse.Namespace) -> None:
         if args.runs and view.transcript is None:
             crossed = bench.record(args.bundle, data.queries, args.key, args.runs)
             view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
-        theft = bench.theft(view, args.model, data, args.queries, args.base)
+        with working("stealing the whole model"):
+            theft = bench.theft(view, args.model, data, args.queries, args.base)
         if args.output:
             _write(Path(args.output), theft.model)
     total = sum(layer.filters for layer in view.layers)

@@ -21,7 +21,7 @@ def bench(args: argparse.Namespace) -> None:
     schemes, integrity = args.schemes.split(","), args.integrity.split(",")
     threads, batch = max(1, args.num_threads), max(1, args.batch)
     results = [
-        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key))
+        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key, args.accelerator))
         for model in args.models
     ]
     if args.json:
@@ -46,7 +46,7 @@ def _show(result: dict[str, Any]) -> None:
         for row in result["rows"]
     ]  # fmt: skip
     title = f"{result['model']}, batch {result['batch']}, {result['threads']} threads per process"
-    title += f", {result['rounds']} rounds in turn"
+    title += f", {result['accelerator']}, {result['rounds']} rounds in turn"
     table(["contender", "median ms", "ratio", "middle half", "protection"], rows, title)
     for row in result["rows"]:
         phases = dict(row.get("phases", {}))

@@ -14,14 +14,19 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from accelerator.backends import NAMES
 from shadownet.cli.output import as_json
+from shadownet.progress import track
 from shadownet.wire.paths import resolve_key
 from shadownet.workers import TFLITE_PYTHON, command, environment
 
 
 def doctor(args: argparse.Namespace) -> int:
-    checks = [_system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"), _worker("enclave"),
-              _worker("accelerator"), *_backends(), _loops(), _shared_memory(), _key(), _memory()]  # fmt: skip
+    checks = [
+        _system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"),
+        _worker("enclave"), _worker("accelerator"), *track(_backends(), "trying backends", len(NAMES)),
+        _loops(), _shared_memory(), _key(), _memory(),
+    ]  # fmt: skip
     if args.json:
         as_json(checks)
     else:
@@ -68,8 +73,6 @@ def _backends() -> Iterator[dict[str, Any]]:
     """Have each backend run a small layer, each in a process of its own as a driver may take it down.
 
     Only the default must be there."""
-    from accelerator.backends import NAMES
-
     for name in NAMES:
         answer: dict[str, Any] = {"ok": False, "found": "does not run", "hint": "its process died: try another driver"}
         try:

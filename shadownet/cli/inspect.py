@@ -108,7 +108,8 @@ def _bundle(path: Path) -> Record:
 
 def _show_bundle(record: Record) -> None:
     manifest, sizes = record["manifest"], record["sizes"]
-    print(f"{record['bundle']}: {manifest.get('scheme')}, options {manifest['options']}")
+    options = ", ".join(f"{name} {value}" for name, value in manifest["options"].items() if value)
+    print(f"{record['bundle']}: {manifest.get('scheme')}, {options}")
     rows = [
         [
             str(layer.get("signature")), str(layer.get("op")), str(layer.get("input")), str(layer.get("output")),

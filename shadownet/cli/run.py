@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import secrets
 import time
@@ -42,16 +43,18 @@ def run(args: argparse.Namespace) -> None:
         if used:
             note(used)
         session.allocate(0, [value.shape for value in samples[0]])
-        if args.masks:
-            session.prepare(args.masks)
+        for _ in track(range(args.masks), "making masks"):
+            session.prepare(1)
         outputs, seconds = [], []
-        for sample in track(samples, "running"):
-            values = [check(spec, value) for spec, value in zip(session.inputs, sample, strict=True)]
-            for _ in range(args.num_runs):
-                start = time.perf_counter()
-                result = session.invoke(values)
-                seconds.append(time.perf_counter() - start)
-            outputs.append(result)
+        runs = itertools.product(samples, range(args.num_runs))
+        for sample, again in track(runs, "running", len(samples) * args.num_runs):
+            if again == 0:
+                values = [check(spec, value) for spec, value in zip(session.inputs, sample, strict=True)]
+            start = time.perf_counter()
+            result = session.invoke(values)
+            seconds.append(time.perf_counter() - start)
+            if again == args.num_runs - 1:
+                outputs.append(result)
         stats = session.stats()
         if args.trace:
             timeline.write(args.trace, session.timeline())
