@@ -496,6 +496,7 @@ def test_the_bench_shows_that_pads_leave_nothing(taken: Callable[..., dict[str, 
         assert one.recovered is not None and one.recovered <= {"A5": 0.2, "A15": 0.3, "A16": 0.05}.get(name, 0.0)
 
 
+@pytest.mark.slow
 def test_the_bench_malleates_what_nobody_checks(bench: Bench, tmp_path: Path) -> None:
     model = small_mlp(tmp_path)
     samples = np.random.default_rng(0).uniform(0, 1, (16, 16)).astype(np.float32)
