@@ -190,6 +190,13 @@ def test_gates_on_the_stolen_model(made: Path, run: Run, tmp_path: Path) -> None
     assert re.search(r"FAIL +max_stolen_accuracy", out) and re.search(r"pass +max_member_auc", out)
 
 
+def test_gates_on_activations(made: Path, run: Run, tmp_path: Path) -> None:
+    text = f'data = "{DATA}"\nruns = 48\nmax_activations_explained = 0.5\nmax_channels_ordered = 1.0\n'
+    out, _ = run("check", made / "m.shadow", "--model", MODEL, "--gates", gates(tmp_path, text), code=1)
+    assert re.search(r"FAIL +max_activations_explained +1\.000 .*A1[56], layer", out)
+    assert re.search(r"pass +max_channels_ordered +[01]\.\d+ .*A5, layer", out)
+
+
 def test_gates_that_hold_pass(made: Path, run: Run, tmp_path: Path) -> None:
     file = gates(tmp_path, 'max_filters_recovered = 0.25\nattacks = ["A0"]\n')
     out, _ = run("check", made / "m.shadow", "--model", MODEL, "--gates", file)
@@ -206,6 +213,8 @@ def test_gates_that_hold_pass(made: Path, run: Run, tmp_path: Path) -> None:
         ("max_filters_recovered = 0.1\nattacks = ['A77']", "no attack A77"),
         ("max_filters_recovered = 0.1\nqueries = -1", "counts are whole"),
         ("max_stolen_accuracy = 0.1", "need data"),
+        ("max_activations_explained = 0.1", "need data"),
+        ("max_filters_recovered = 0.1\nattacks = ['A15']", "those on weights"),
         ("max_filters_recovered =", "not TOML"),
     ],
 )

@@ -1,9 +1,10 @@
 """Gates: what a bundle's owner is not willing to lose, as a small TOML file that a CI can hold a release to.
 
 max_filters_recovered = 0.05     # share of all filters, best attack on each layer
-attacks = ["A0", "A4"]           # default: all that apply
+attacks = ["A0", "A4"]           # on weights; default: all that apply
+max_activations_explained = 0.1  # share of their variance, by A15 and A16
 base = "public.tflite"           # a public relative that attackers have; paths are relative to this file
-data = "samples.npz"             # for the gates on the stolen model
+data = "samples.npz"             # for the gates on the stolen model, and for attacks that take part
 queries = 50                     # labels that an attacker may ask for
 runs = 32                        # runs of its own that it may record; 0: public files only
 bundle = "m.shadow"              # for the pytest plugin, which has no command line
@@ -18,13 +19,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shadownet.attacks import bench, lab, registry
+from shadownet.attacks import bench, lab, live, registry
 from shadownet.attacks.view import AdversaryView, Knowledge
 from shadownet.progress import working
 from shadownet.wire.errors import InputError
 
 WEIGHTS = ("max_filters_recovered", "max_layer_recovered", "max_pairs_recovered")
 THEFT = ("max_stolen_accuracy", "max_stolen_fidelity", "max_normalised_accuracy", "max_transfer", "max_member_auc")
+TAKING_PART = {
+    "max_channels_ordered": "A5,A10",
+    "max_activations_explained": "A15,A16",
+    "max_wrong_accepted": "A14",  # kinds of wrong answer, of eight; a float check lets the smallest step through
+}
 PATHS = ("base", "data", "bundle", "model")
 
 
@@ -65,10 +71,10 @@ def read_gates(path: str | os.PathLike[str]) -> Gates:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
-    known = {*WEIGHTS, *THEFT, *PATHS, "attacks", "queries", "runs"}
+    known = {*WEIGHTS, *THEFT, *TAKING_PART, *PATHS, "attacks", "queries", "runs"}
     if record.keys() - known:
         raise InputError(f"{path}: unknown key {min(record.keys() - known)!r}", f"known: {', '.join(sorted(known))}")
-    limits = {name: record[name] for name in (*WEIGHTS, *THEFT) if name in record}
+    limits = {name: record[name] for name in (*WEIGHTS, *THEFT, *TAKING_PART) if name in record}
     names = record.get("attacks")
     counts = {name: record[name] for name in ("queries", "runs") if name in record}
     sound = (
@@ -80,12 +86,13 @@ def read_gates(path: str | os.PathLike[str]) -> Gates:
     if not sound:
         raise InputError(f"{path}: limits are numbers, counts are whole, attacks a list of names, paths are text")
     if not limits:
-        raise InputError(f"{path} has no gate", f"one of {', '.join((*WEIGHTS, *THEFT))}")
+        raise InputError(f"{path} has no gate", f"one of {', '.join((*WEIGHTS, *THEFT, *TAKING_PART))}")
     attacks = None if names is None else ",".join(names)
-    registry.select(attacks)
+    if not all(attack.on_weights for attack in registry.select(attacks)) and attacks is not None:
+        raise InputError(f"{path}: attacks are those on weights", f"gates on the others: {', '.join(TAKING_PART)}")
     paths = {name: file.parent / record[name] for name in PATHS if name in record}
-    if limits.keys() & set(THEFT) and "data" not in paths:
-        raise InputError(f"{path}: gates on the stolen model need data = an .npz file")
+    if limits.keys() & {*THEFT, *TAKING_PART} and "data" not in paths:
+        raise InputError(f"{path}: gates on the stolen model and on activations need data = an .npz file")
     return Gates({k: float(v) for k, v in limits.items()}, attacks, paths, **counts)
 
 
@@ -99,6 +106,8 @@ def judge(
     results: list[Result] = []
     if gates.limits.keys() & set(WEIGHTS):
         results += _weights(gates, view, bench.weigh(view, bench.open_truth(bundle, model, key), _attacks(gates)))
+    if gates.limits.keys() & TAKING_PART.keys():
+        results += _taking_part(gates, view, bundle, model, base, key)
     if gates.limits.keys() & set(THEFT):
         results += _theft(gates, view, bundle, model, base, key)
     return results
@@ -119,6 +128,22 @@ def _weights(gates: Gates, view: AdversaryView, outcomes: list[bench.Outcome]) -
         WEIGHTS[2]: (pairs.pairs or 0.0, pairs.attack) if pairs else (0.0, "no attack named pairs"),
     }
     return [Result(name, gates.limits[name], *found[name]) for name in WEIGHTS if name in gates.limits]
+
+
+def _taking_part(
+    gates: Gates, view: AdversaryView, bundle: str | os.PathLike[str], model: str | os.PathLike[str],
+    base: Path | None, key: str | os.PathLike[str] | None,
+) -> list[Result]:  # fmt: skip
+    samples, truth = bench.read_data(gates.paths["data"]).queries, bench.open_truth(bundle, model, key)
+    stage = live.Stage(view, bundle, model, truth, key, samples, base, gates.runs, malicious=True)
+    results = []
+    for gate, attacks in TAKING_PART.items():
+        if gate in gates.limits:
+            found = live.weigh(stage, registry.select(attacks))
+            worst = max(found, key=lambda outcome: outcome.worst or 0.0, default=None)
+            where = f"{worst.attack}, {worst.worst_layer}" if worst else "no attack applied"
+            results.append(Result(gate, gates.limits[gate], worst.worst or 0.0 if worst else 0.0, where))
+    return results
 
 
 def _theft(
