@@ -55,6 +55,7 @@ class Worker:
         header, plaintext = sealing.unseal(bundle, secret)
         Counters(key, secret).admit(header.lineage, header.serial)
         program, blobs = container.unpack(plaintext)
+        self._unsealed = sum(blob.nbytes for blob in blobs.values())
         link = None
         if self._accelerator is not None:
             deadline_s, spin_s = float(request["deadline_s"]), float(request["spin_s"])
@@ -144,6 +145,7 @@ class Worker:
             "accelerator_seconds": link.seconds if link else 0.0,
             **(link.phases() if link else dict.fromkeys(PHASES, 0.0)),
             "total_seconds": self._executor.seconds,
+            "unsealed_bytes": self._unsealed,
             "masks_ready": len(self._executor.masks),
             "masks_made_inline": self._executor.masks.made_inline,
             "tracked_bytes": self._executor.nbytes,

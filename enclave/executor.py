@@ -292,10 +292,13 @@ class Executor:
             began = time.perf_counter()
             if isinstance(action, Segment):
                 self._segment(action, passage.tensors)
-                self.trace.work("trusted segment", began)
+                name, which = "trusted segment", {"subgraph": action.subgraph}
             else:
                 passage.tensors[action.output] = self._linear(action, passage)
-                self.trace.work(action.name, began)
+                name, which = action.name, {}
+            if self.trace.enabled:
+                held = sum(value.nbytes for value in passage.tensors.values())
+                self.trace.work(name, began, which | {"held": held})
             passage.pass_by(dead)
         return False
 
@@ -316,8 +319,9 @@ class Executor:
     def _take_masks(self) -> MaskSet:
         start, made = time.perf_counter(), self.masks.made_inline
         taken = self.masks.take()
-        if self.masks.made_inline > made:
-            self.trace.work("make masks", start)
+        if self.trace.enabled:
+            sizes = {self.program.layers[number].name: size for number, size in taken.sizes().items()}
+            self.trace.work("make masks" if self.masks.made_inline > made else "take masks", start, sizes)
         return taken
 
     @staticmethod

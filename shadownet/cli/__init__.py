@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="all|auto|none|LIST",
         help="ops to outsource; auto: those worth it; LIST of ids",
     )
+    p.add_argument("--device", metavar="NAME", help="with --outsource auto: worth it on this device (simulate --list)")
     p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
@@ -137,8 +138,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="predicted for these beside what is measured here")
     p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
+
+    p = verb("simulate", "predict what a model or bundle would cost on a device", "simulate")
+    p.add_argument("path", nargs="?", default="", metavar="MODEL.tflite|BUNDLE")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="profiles or .toml files (default: hikey960-optee)")
+    p.add_argument("--list", action="store_true", help="list the device profiles")
+    p.add_argument(
+        "--schemes", default="shadownet:paper,shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)"
+    )
+    p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
+    p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
+    p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
+    p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
+    p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
+    p.add_argument(
+        "--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory set aside (default: the device's)"
+    )
+    p.add_argument("--layers", action="store_true", help="with --json: counts of each layer, too")
+    key(p)
+
+    p = verb("calibrate", "measure this machine for simulate; wants it quiet", "simulate")
+    p.add_argument("-o", "--output", metavar="FILE.toml", help="where to write it (default: the user's this-machine)")
+    p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
+    p.add_argument("--seconds", type=float, default=0.3, metavar="S", help="for each network (default: %(default)s)")
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
     p.add_argument("bundle", metavar="BUNDLE|MODEL.tflite")
