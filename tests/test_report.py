@@ -265,7 +265,7 @@ def test_a_bundle_with_its_model_has_everything(
 ) -> None:
     monkeypatch.setenv("SHADOWNET_KEY", str(made / "device.key"))
     digits = np.load(models / "digits_test.npz")
-    np.savez(tmp_path / "d.npz", x=digits["x"][:50], y=digits["y"][:50])
+    np.savez(tmp_path / "d.npz", x_test=digits["x"][:50], y_test=digits["y"][:50])
     np.save(tmp_path / "x.npy", digits["x"][:1])
     given = ["--model", models / "digits_cnn.tflite", "--data", tmp_path / "d.npz", "--pictures", tmp_path / "x.npy"]
     command = ["report", made / "m.shadow", *given, "--schemes", "none,tee,shadownet:paper,slalom", "--json"]
