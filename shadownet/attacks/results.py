@@ -36,8 +36,9 @@ def document(cells: Sequence[Cell]) -> str:
         distances(cells),
         "## Attacks that take part",
         "Share of what the attack measures, mean over fresh secrets and half width of the 95 % interval; `random`: "
-        "the same claim at random (A14: an answer that is no number); `public`: the public model's own word. Runs: "
-        "what the attacker had the bundle compute. `+unchecked`: converted with no integrity check.",
+        "the same claim at random, in the layer where chance was kindest (A14: an answer that is no number); `public`: "
+        "the public model's own word. Runs: what the attacker had the bundle compute. `+unchecked`: converted with no "
+        "integrity check. A14 at 12.5 %: a float check lets the smallest step of one value through, one kind of eight.",
         taking_part(cells),
         "## Whole models",
         "Accuracy and fidelity of the stolen model; in brackets normalised from 0, the same labels without the leak, "
