@@ -125,7 +125,7 @@ def balanced_groups(affinity: Array, sizes: list[int]) -> list[Array]:
     for g in sizes:
         free = np.flatnonzero(left)
         part = a[np.ix_(free, free)]
-        mates = np.argsort(-part, axis=1)[:, : g - 1]
+        mates = np.argpartition(part, -max(g - 1, 1), axis=1)[:, len(part) - g + 1 :]
         seed = int(np.take_along_axis(part, mates, axis=1).sum(axis=1).argmax())
         others = mates[seed][mates[seed] != seed]  # itself only where all affinities are 0
         groups.append(free[np.append(others, seed)] if len(others) == g - 1 else free[:g])
