@@ -55,6 +55,7 @@ class Worker:
         header, plaintext = sealing.unseal(bundle, secret)
         Counters(key, secret).admit(header.lineage, header.serial)
         program, blobs = container.unpack(plaintext)
+        self._unsealed = sum(blob.nbytes for blob in blobs.values())
         link = None
         if self._accelerator is not None:
             deadline_s, spin_s = float(request["deadline_s"]), float(request["spin_s"])
@@ -103,12 +104,9 @@ class Worker:
         waiting = iter(strings)
         attached: list[Array] = []
         shapes = []
-        for first in range(0, count, self._executor.lanes):
-            together = range(first, min(first + self._executor.lanes, count))
-            results = self._executor.invoke_many([self._inputs(k, waiting) for k in together])
-            for k, outputs in zip(together, results, strict=True):
-                shapes.append([list(value.shape) for value in outputs])
-                self._deliver(k, outputs, attached)
+        for k, outputs in enumerate(self._executor.invoke_many([self._inputs(k, waiting) for k in range(count)])):
+            shapes.append([list(value.shape) for value in outputs])
+            self._deliver(k, outputs, attached)
         return {"shapes": shapes}, attached
 
     def _inputs(self, place: int, strings: Iterator[Array]) -> list[Array]:
@@ -147,6 +145,7 @@ class Worker:
             "accelerator_seconds": link.seconds if link else 0.0,
             **(link.phases() if link else dict.fromkeys(PHASES, 0.0)),
             "total_seconds": self._executor.seconds,
+            "unsealed_bytes": self._unsealed,
             "masks_ready": len(self._executor.masks),
             "masks_made_inline": self._executor.masks.made_inline,
             "tracked_bytes": self._executor.nbytes,

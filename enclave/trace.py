@@ -19,10 +19,11 @@ class Trace:
         self.enabled = enabled
         self._events: list[dict[str, Any]] = []
 
-    def work(self, name: str, start: float) -> None:
-        """The enclave did ``name`` from ``start`` (seconds of ``time.perf_counter``) until now."""
+    def work(self, name: str, start: float, counts: dict[str, int] | None = None) -> None:
+        """The enclave did ``name`` from ``start`` (``time.perf_counter``) until now; ``counts`` are sizes."""
         if self.enabled:
-            self._add({"kind": "work", "name": name, "start": start, "seconds": time.perf_counter() - start})
+            event = {"kind": "work", "name": name, "start": start, "seconds": time.perf_counter() - start}
+            self._add(event | {"counts": counts or {}})
 
     def call(self, name: str, asked: float, waiting: tuple[float, float], sent: int, received: int) -> None:
         """A layer crossed: asked for at ``asked``, waited for from ``waiting[0]`` on, ``waiting[1]`` seconds."""

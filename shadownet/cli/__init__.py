@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="all|auto|none|LIST",
         help="ops to outsource; auto: those worth it; LIST of ids",
     )
+    p.add_argument("--device", metavar="NAME", help="with --outsource auto: worth it on this device (simulate --list)")
     p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
@@ -137,8 +138,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="predicted for these beside what is measured here")
     p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
+
+    p = verb("simulate", "predict what a model or bundle would cost on a device", "simulate")
+    p.add_argument("path", nargs="?", default="", metavar="MODEL.tflite|BUNDLE")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="profiles or .toml files (default: hikey960-optee)")
+    p.add_argument("--list", action="store_true", help="list the device profiles")
+    p.add_argument(
+        "--schemes", default="shadownet:paper,shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)"
+    )
+    p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
+    p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
+    p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
+    p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
+    p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
+    p.add_argument(
+        "--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory set aside (default: the device's)"
+    )
+    p.add_argument("--layers", action="store_true", help="with --json: counts of each layer, too")
+    key(p)
+
+    p = verb("calibrate", "measure this machine for simulate; wants it quiet", "simulate")
+    p.add_argument("-o", "--output", metavar="FILE.toml", help="where to write it (default: the user's this-machine)")
+    p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
+    p.add_argument("--seconds", type=float, default=0.3, metavar="S", help="for each network (default: %(default)s)")
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
     p.add_argument("bundle", metavar="BUNDLE|MODEL.tflite")
@@ -146,7 +172,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
     p.add_argument("--attacks", metavar="A,B", help="such as A0,A4 (default: all that apply)")
     p.add_argument("--transcript", metavar="T.npz", help="what crossed, from run --record")
-    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: steal the whole model and score it")
+    p.add_argument("--other", metavar="BUNDLE2", help="a second bundle of the same model, which the attacker has too")
+    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: run the bundle, and steal the whole model")
+    p.add_argument("--malicious", action="store_true", help="the attacker is the accelerator as well: A14, A18")
     p.add_argument("--queries", type=_count, default=50, metavar="N", help="labels it may ask for (default: 50)")
     p.add_argument("--runs", type=_count, default=32, metavar="N", help="own runs it may record (default: 32)")
     p.add_argument("-o", "--output", metavar="STOLEN.tflite", help="write the stolen model")
@@ -164,10 +192,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--schemes", default="shadownet:artifact,shadownet:paper", metavar="A,B", help="default: %(default)s"
     )
-    p.add_argument("--attacks", default="all", metavar="A,B", help="default: %(default)s; STEAL: whole models only")
+    p.add_argument("--attacks", default="all", metavar="A,B", help="default: %(default)s; A13: whole models only")
     p.add_argument("--base", default="auto", metavar="auto|none|FILE", help="auto: NAME_base.tflite beside NAME_…")
-    p.add_argument("--data", metavar="D.npz", help="samples and labels: steal whole models too")
+    p.add_argument("--data", metavar="D.npz", help="samples and labels, for attacks that take part")
     p.add_argument("--budgets", default="0,50,500,1%,10%", metavar="N,…", help="labels (default: 0,50,500,1%%,10%%)")
+    p.add_argument("--runs", type=_count, default=256, metavar="N", help="that attackers record (default: %(default)s)")
     p.add_argument("--seeds", type=_count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     p.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes (default: one a core)")
     p.add_argument("--backend", default="loky", metavar="NAME", help="of joblib (default: %(default)s)")
@@ -177,7 +206,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
 
     p = verb("report", "write one page that shows a bundle or results of the other verbs", "report")
-    p.add_argument("what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both")
+    p.add_argument(
+        "what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both"
+    )
     p.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s")
     p.add_argument("--model", metavar="TRUTH.tflite", help="the original: adds graph, attacks, latency, rounding")
     p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")

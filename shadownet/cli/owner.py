@@ -27,7 +27,7 @@ def convert(args: argparse.Namespace) -> None:
         args.model, args.output, scheme=args.scheme, ratio=args.ratio, activations=args.activations,
         integrity=args.integrity, outsource=args.outsource, calibration=args.calibration, key=args.key,
         overwrite=args.overwrite, bits=args.bits, base=args.base, delta_tolerance=args.delta_tolerance,
-        precision=args.precision,
+        device=args.device, precision=args.precision,
     )  # fmt: skip
     scheme = schemes.get(args.scheme)
     leaks = admitted(scheme, args.activations or scheme.activations, args.integrity)

@@ -66,8 +66,9 @@ def _step(step: Json, start: int, number_: int) -> Json:
 
     kind = text(step["kind"])
     made: Json = {
-        "kind": kind, "name": "", "after": [text(op) for op in items(step["after"])[:200]], "output": shape(step["output"]),
-        "reads": [earlier(r) for r in items(step["reads"])], "gives": bool(step["gives"]), "out": bool(kind),
+        "kind": kind, "name": "", "after": [text(op) for op in items(step["after"])[:200]],
+        "output": shape(step["output"]), "reads": [earlier(r) for r in items(step["reads"])],
+        "gives": bool(step["gives"]), "out": bool(kind),
     }  # fmt: skip
     if kind:
         made |= {key: count(step[key]) for key in ("id", "filters", "macs")}

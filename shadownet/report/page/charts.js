@@ -52,7 +52,8 @@ function bars(group) {
       el("span", { class: "ms" }, known(bar.ms) ? time(bar.ms) : "", bar.ratio && n ? el("b", {}, ` ${bar.ratio.toFixed(2)}×`) : null));
   });
   const phased = group.bars.filter((b) => b.phases.length && b.crossings);
-  return el("figure", {}, el("figcaption", {}, el("b", {}, group.title), el("span", { class: "where" }, group.where), how(group.how)), el("ul", { class: "bars" }, rows), phased.length ? phases(phased) : null);
+  return el("figure", {}, el("figcaption", {}, el("b", {}, group.title), el("span", { class: "where" }, group.where), how(group.how)), el("ul", { class: "bars" }, rows),
+    group.noisy ? el("p", { class: "warning" }, el("b", {}, "Something else was running. "), "These times scatter too much to rely on; measure again on a quiet machine.") : null, phased.length ? phases(phased) : null);
 }
 
 function phases(list) {
