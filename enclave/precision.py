@@ -45,13 +45,13 @@ class Probe:
         kh, kw, depth, slots = weights.shape
         self._exact, self._rng = exact, rng
         self._slots = rng.permutation(slots)[:FILTERS]
-        chosen = weights[..., self._slots].astype(np.float64)
-        self._filters = np.zeros((len(self._slots), kh, kw, public.groups * depth))
+        chosen = weights[..., self._slots]
+        self._filters = np.zeros((len(self._slots), kh, kw, public.groups * depth), np.float32)
         for filter_, slot, w in zip(self._filters, self._slots, np.moveaxis(chosen, -1, 0), strict=True):
             first = int(slot) // (slots // public.groups) * depth  # a group's filters see its own channels only
             filter_[..., first : first + depth] = w
-        self._norms = np.sqrt(np.square(chosen).sum(axis=(0, 1, 2)))
-        self._largest = (limbs.LIMIT - 1) // max(1, int(np.abs(chosen).sum(axis=(0, 1, 2)).max()))
+        self._norms = np.sqrt(np.square(chosen, dtype=np.float64).sum(axis=(0, 1, 2)))
+        self._largest = (limbs.LIMIT - 1) // max(1, int(np.abs(chosen).sum(axis=(0, 1, 2), dtype=np.float64).max()))
 
     def input(self, shape: tuple[int, ...]) -> Array:
         """What to send: float32, uniform in [-1, 1), or integers with which no sum that is looked at passes 2^24."""
