@@ -75,6 +75,6 @@ class Probe:
             # By Cauchy and Schwarz, rounding each of D inputs by ``least`` moves the sum by least sqrt(D) |w|.
             tiny = precision.least * np.sqrt(terms) * (self._norms[:, None] + norms)
             allowed = MARGIN * (precision.unit * self._norms[:, None] * norms + tiny)
-        with np.errstate(invalid="ignore"):
-            worst = float((off / allowed).max(initial=0))
+        with np.errstate(divide="ignore", invalid="ignore"):  # what is off by nothing is right where nothing is allowed
+            worst = float(np.divide(off, allowed, out=np.zeros_like(off), where=off != 0).max(initial=0))
         return worst if np.isfinite(worst) else float("inf")
