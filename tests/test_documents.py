@@ -142,11 +142,13 @@ def test_the_tutorial(reader: Reader) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_of_the_readme(reader: Reader) -> None:
     reader.has_a_model().reads(ROOT / "README.md", slow=True)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_of_the_tutorial(reader: Reader) -> None:
     reader.reads(ROOT / "docs" / "tutorial.md", slow=True)
     assert (reader.folder / "report.html").stat().st_size > 10_000 and (reader.folder / "stolen.tflite").exists()
@@ -167,6 +169,7 @@ def test_guides_and_pages(reader: Reader, document: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_from_a_fresh_clone_to_a_report(tmp_path: Path) -> None:
     """What the README asks of somebody who has nothing but git, Python and a model."""
     clone = tmp_path / "clone"
