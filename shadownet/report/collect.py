@@ -127,7 +127,7 @@ def _attacked(request: Request, reference: Reference, part: Partition) -> list[J
 
 
 def _accuracy(request: Request, reference: Reference, part: Partition) -> Json:
-    """Top classes of both models on labelled samples: ``x`` and ``y`` of an ``.npz``, or x_test and y_test."""
+    """Top classes of both models on labelled samples: ``x`` and ``y`` of an ``.npz``."""
     assert request.data is not None and request.model is not None
     x, y = _labelled(request.data)
     samples = split_batch([x], [interface_spec(part, t) for t in part.graph.inputs])
@@ -154,10 +154,11 @@ def _accuracy(request: Request, reference: Reference, part: Partition) -> Json:
 
 
 def _labelled(path: str) -> tuple[Array, Array]:
+    """Held-out samples and labels of an ``.npz`` as ``attack --data`` takes it: x_test and y_test, else x and y."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names = ("x_test", "y_test") if "x_test" in arrays else ("x", "y")  # as attack --data has it
-            x, y = arrays[names[0]], arrays[names[1]].ravel()
+            end = "_test" if "x_test" in arrays.files else ""
+            x, y = arrays[f"x{end}"], arrays[f"y{end}"].ravel()
     except (OSError, ValueError, EOFError, KeyError, AttributeError):
         raise InputError(f"cannot read {path}", "--data takes an .npz with arrays x and y") from None
     if len(x) != len(y) or not len(x):
