@@ -125,8 +125,8 @@ def _table(cells: dict[tuple[str, str, str], str], place: Any, corner: str) -> s
             found.setdefault(where[0], {})[where[1]] = value
     if not found:
         return (
-            "Not in the matrix of [SECURITY_RESULTS.md](../../SECURITY_RESULTS.md): no weights leave the enclave, or it\n"
-            "is newer.\n"
+            "Not in the matrix of [SECURITY_RESULTS.md](../../SECURITY_RESULTS.md): no weights leave the enclave,\n"
+            "or it is newer.\n"
         )
     columns = list(dict.fromkeys(c for row in found.values() for c in row))
     lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
