@@ -104,12 +104,9 @@ class Worker:
         waiting = iter(strings)
         attached: list[Array] = []
         shapes = []
-        for first in range(0, count, self._executor.lanes):
-            together = range(first, min(first + self._executor.lanes, count))
-            results = self._executor.invoke_many([self._inputs(k, waiting) for k in together])
-            for k, outputs in zip(together, results, strict=True):
-                shapes.append([list(value.shape) for value in outputs])
-                self._deliver(k, outputs, attached)
+        for k, outputs in enumerate(self._executor.invoke_many([self._inputs(k, waiting) for k in range(count)])):
+            shapes.append([list(value.shape) for value in outputs])
+            self._deliver(k, outputs, attached)
         return {"shapes": shapes}, attached
 
     def _inputs(self, place: int, strings: Iterator[Array]) -> list[Array]:

@@ -97,6 +97,13 @@ def load() -> Any:
     return run
 
 
+def settle(link: Link, lanes: ctypes.Array[Lane]) -> str:
+    """Wait for the requests that are out; returns one of ``OUTCOMES``."""
+    library = _library()
+    assert library is not None
+    return OUTCOMES[library.sn_settle(ctypes.byref(link), lanes, ctypes.c_int64(len(lanes)))]
+
+
 @functools.cache
 def block() -> int:
     """Positions that the C loop takes together, 1 if it goes row by row."""

@@ -36,7 +36,7 @@ SETTLE_S = 0.004  # workers poll for up to 2 ms after a run before they sleep
 TRIES = 3
 SETS = 10  # sets of masks made at a time, for one input; fewer for batches, whose sets are larger
 TRACED = 5  # inferences whose layers are timed, after the race
-STREAM = 4  # inferences in one go, for the rate
+STREAM = 8  # inferences in one go, for the rate: as many as one message takes
 UNPROTECTED = {"scheme": "none", "masks": "none", "integrity": "none"}
 INTRUSION = 0.02  # share of a turn that others' workers may take at most
 

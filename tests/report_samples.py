@@ -16,7 +16,14 @@ LAYERS = ("layer000_conv_2d", "layer001_conv_2d", "layer002_fully_connected")
 
 def inspected(repeat: int = 0) -> Json:
     """Two convolutions, a mean, a dense layer; ``repeat`` puts as many more convolutions in between."""
-    conv = {"kind": "CONV_2D", "after": ["BIAS", "RELU"], "output": [1, 8, 8, 4], "filters": 4, "macs": 9216, "gives": False}
+    conv = {
+        "kind": "CONV_2D",
+        "after": ["BIAS", "RELU"],
+        "output": [1, 8, 8, 4],
+        "filters": 4,
+        "macs": 9216,
+        "gives": False,
+    }
     convs: list[Json] = [{**conv, "id": 0, "input": [1, 8, 8, 1], "reads": [-1], "sends": -1}]
     for n in range(1, 2 + repeat):
         convs.append({**conv, "id": n, "input": [1, 8, 8, 4], "reads": [n - 1], "sends": n - 1})
@@ -108,7 +115,9 @@ def trace(inferences: int = 2) -> Json:
         spans = [("invoke", 10, -50, 1100), ("inference", enclave, 0, 900), ("mask and send", enclave, 0, 50), (layer, enclave, 100, 500),
                  (f"wait for {layer}", enclave, 150, 400), ("trusted segment", enclave, 700, 200), (layer, accelerator, 120, 380)]  # fmt: skip
         for name, pid, at, length in spans:
-            events.append({"name": name, "ph": "X", "pid": pid, "tid": pid, "ts": float(start + at), "dur": float(length)})
+            events.append(
+                {"name": name, "ph": "X", "pid": pid, "tid": pid, "ts": float(start + at), "dur": float(length)}
+            )
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 

@@ -493,7 +493,8 @@ class Fake:
             "first": (0, -np.inf, np.inf), "second": (0, -np.inf, np.inf), "result": native.address(result),
         }.items():  # fmt: skip
             steps[name] = value
-        self.link.run([self.link.plan(steps, 16)], [0], Trace(False))
+        self.link.begin(0, self.link.plan(steps, 16), 0)
+        self.link.run(Trace(False))
         return result
 
     def reply(self, sequence: int, status: int = shared.OK) -> None:

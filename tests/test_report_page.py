@@ -165,7 +165,10 @@ def test_hostile_names_stay_text(show: Open) -> None:
         _spoil(value)
     page = show(*values)
     assert page.locator("main script, main iframe, main object, main [onerror], main [onload]").count() == 0
-    assert all(str(src).startswith("data:image/png;base64,") for src in page.eval_on_selector_all("img", "l => l.map(i => i.src)"))
+    assert all(
+        str(src).startswith("data:image/png;base64,")
+        for src in page.eval_on_selector_all("img", "l => l.map(i => i.src)")
+    )
     assert page.locator("main").inner_text().count("alert(") >= 5
     page.locator(".step").nth(1).click()
     page.locator(".heat .cell").first.click()
@@ -196,7 +199,9 @@ def test_it_prints_whole(show: Open) -> None:
     page = show(*everything())
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible() and not page.locator(".tools").is_visible()
-    assert page.evaluate("[...document.querySelectorAll('.scroll, .frame, .waterfall')].every(e => e.scrollHeight <= e.clientHeight + 1)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.scroll, .frame, .waterfall')].every(e => e.scrollHeight <= e.clientHeight + 1)"
+    )
 
 
 def test_the_whole_page_is_reached_by_key(show: Open) -> None:

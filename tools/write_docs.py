@@ -178,7 +178,9 @@ def _parameters(value: Any) -> str:
         stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
         text = stars + p.name + ("" if p.annotation is p.empty else f": {p.annotation}")
         parts.append(text if p.default is p.empty else f"{text} = {p.default!r}")
-    returns = "" if signature.return_annotation in (signature.empty, "None", None) else f" -> {signature.return_annotation}"
+    returns = (
+        "" if signature.return_annotation in (signature.empty, "None", None) else f" -> {signature.return_annotation}"
+    )
     flat = f"({', '.join(parts)}){returns}"
     return flat if len(flat) < 100 else "(\n    " + ",\n    ".join(parts) + f",\n){returns}"
 

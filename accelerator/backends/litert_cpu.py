@@ -113,10 +113,13 @@ class LiteRtCpu:
         """LiteRT's run function, and per layer (model, signature, input buffers, output buffers, what the next
         layer will answer into, its size): addresses, 0 where that is what this one answered into."""
         table: list[tuple[int, ...]] = []
-        following = [*self._answers[1:], (0, 0)]
-        for layer, (own, _), (at, size) in zip(self._layers, self._answers, following, strict=True):
+        places = [*self._answers[1:], (0, 0)]
+        # Where the signatures begin again another lane does, whose answer may not have been read yet.
+        signatures = [index.value for _, index, *_ in self._layers]
+        lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
+        for layer, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
             model, index, _, inputs, _, outputs = layer
-            claimed = (at, size) if at != own else (0, 0)
+            claimed = (0, 0) if last or at == own else (at, size)
             table.append((model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs), *claimed))
         return self._run, table
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shadownet.attacks import bench, registry
+from shadownet.attacks import bench, lab, registry
 from shadownet.attacks.view import AdversaryView, Knowledge
 from shadownet.progress import working
 from shadownet.wire.errors import InputError
@@ -125,11 +125,9 @@ def _theft(
     gates: Gates, view: AdversaryView, bundle: str | os.PathLike[str], model: str | os.PathLike[str],
     base: Path | None, key: str | os.PathLike[str] | None,
 ) -> list[Result]:  # fmt: skip
-    from dataclasses import replace
-
     data = bench.read_data(gates.paths["data"])
     if gates.runs:
-        crossed = bench.record(bundle, data.queries, key, gates.runs)
+        crossed = lab.record(bundle, data.queries[: gates.runs], key)
         view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
     with working("stealing the whole model"):
         got = bench.theft(view, model, data, gates.queries, base)

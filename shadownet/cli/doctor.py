@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -79,6 +80,9 @@ def _backends() -> Iterator[dict[str, Any]]:
             asked = [*command("accelerator.survey", name), name]
             done = subprocess.run(asked, env=environment(), capture_output=True, timeout=60)
             answer = json.loads(done.stdout)[name]
+            device = re.search(rb"Selected adapter: ([^,\n]*)", done.stderr)  # LiteRT's log knows which GPU it is
+            if answer["ok"] and device:
+                answer["found"] += f", on {device[1].decode(errors='replace')}"
         except subprocess.TimeoutExpired:
             answer["hint"] = "it did not answer within a minute: try another driver"
         except OSError as error:

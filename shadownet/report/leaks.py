@@ -22,7 +22,8 @@ def matrix(cells: Sequence[Any]) -> Json:
     seen: list[str] = []
     for cell in cells:
         attack = text(cell["attack"])
-        if attack == "STEAL":
+        measures = {text(record(run).get("measure", "filters")) for run in items(cell["runs"])}
+        if attack == "A13" or measures - {"filters"}:  # whole models and attacks that take part count something else
             continue
         seen += [] if attack in seen else [attack]
         found.setdefault((text(cell["model"]), text(cell["scheme"])), {})[attack] = _cell(record(cell))
@@ -145,7 +146,7 @@ def _column(name: str) -> Json:
     except ImportError:  # SciPy is an extra
         return {"name": name, "what": "", "control": False}
     known = registry.ATTACKS.get(name)
-    return {"name": name, "what": f"{known.what}; needs {known.needs}" if known else "", "control": False}
+    return {"name": name, "what": f"{known.what}; needs {', '.join(known.needs)}" if known else "", "control": False}
 
 
 def _order(name: str) -> tuple[int, str]:
