@@ -20,7 +20,7 @@ class Trace:
         self._events: list[dict[str, Any]] = []
 
     def work(self, name: str, start: float, counts: dict[str, int] | None = None) -> None:
-        """The enclave did ``name`` from ``start`` (seconds of ``time.perf_counter``) until now. ``counts``: bytes."""
+        """The enclave did ``name`` from ``start`` (``time.perf_counter``) until now; ``counts`` are sizes."""
         if self.enabled:
             event = {"kind": "work", "name": name, "start": start, "seconds": time.perf_counter() - start}
             self._add(event | {"counts": counts or {}})

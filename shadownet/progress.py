@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,6 +82,20 @@ def _columns() -> Any:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left:",
                TimeRemainingColumn())  # fmt: skip
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what native libraries write to stderr while they start: LiteRT reports each driver that is not there."""
+    sys.stderr.flush()
+    with contextlib.ExitStack() as restoring:
+        kept = os.dup(2)
+        restoring.callback(os.close, kept)
+        restoring.callback(os.dup2, kept, 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
 
 
 def note(message: str) -> None:

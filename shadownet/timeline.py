@@ -51,7 +51,8 @@ class Timeline:
         records = sorted(enclave, key=lambda r: float(r["start"]))
         waits = [r for r in records if r["kind"] == "wait"]
         for record in records:
-            name = f"wait for {record['name']}" if record["kind"] == "wait" else record["name"]
+            name = "trusted segment" if record["name"].startswith("segment ") else record["name"]
+            name = f"wait for {name}" if record["kind"] == "wait" else name
             writer.slice(pids[1], name, record["start"], record["start"] + record["seconds"])
         inferences = [r for r in records if r["name"] == "inference"]
         for (_, start, end), record in zip((s for s in self._spans if s[0] == "invoke"), inferences, strict=False):

@@ -41,7 +41,7 @@ def bundle() -> Json:
 
     layers = [
         layer(LAYERS[0], "CONV_2D", 0, [1, 8, 8, 1], [1, 8, 8, 5], False),
-        layer(LAYERS[1], "CONV_2D", 1, [1, 8, 8, 4], [1, 8, 8, 5], True),
+        layer(LAYERS[1], "CONV_2D", 1, [2, 8, 8, 4], [2, 8, 8, 5], True),  # two digits of exact activations
         layer(LAYERS[2], "FULLY_CONNECTED", 3, [1, 4], [1, 12], True),
     ]
     options = {"ratio": 1.2, "activations": "float", "bits": None}
@@ -64,9 +64,11 @@ def bench() -> Json:
 def simulated() -> Json:
     def row(device: str, contender: str, ms: float, counts: Json | None) -> Json:
         spread = {"low": 0.5 * ms, "expected": ms, "high": 2.0 * ms}
-        return {"device": device, "contender": contender, "ratio": 1.2, "ta_memory": None, "latency_ms": spread,
-                "memory": {"verdict": "fits"}, "terms": {"enclave_macs": spread},
-                "dominant": {"what": "work", "remedy": "less"}, "times_unprotected": ms / 2, "counts": counts}  # fmt: skip
+        return {
+            "device": device, "contender": contender, "ratio": 1.2, "ta_memory": None, "latency_ms": spread,
+            "memory": {"verdict": "fits"}, "terms": {"enclave_macs": spread}, "times_unprotected": ms / 2,
+            "dominant": {"what": "work", "remedy": "less"}, "counts": counts,
+        }  # fmt: skip
 
     counts = {"crossings": 3, "bytes_out": 500, "bytes_in": 400}
     return {
@@ -112,8 +114,11 @@ def trace(inferences: int = 2) -> Json:
     ]
     layer = LAYERS[0]
     for start in range(1000, 1000 + 10_000 * inferences, 10_000):
-        spans = [("invoke", 10, -50, 1100), ("inference", enclave, 0, 900), ("mask and send", enclave, 0, 50), (layer, enclave, 100, 500),
-                 (f"wait for {layer}", enclave, 150, 400), ("trusted segment", enclave, 700, 200), (layer, accelerator, 120, 380)]  # fmt: skip
+        spans = [
+            ("invoke", 10, -50, 1100), ("inference", enclave, 0, 900), ("mask and send", enclave, 0, 50),
+            (layer, enclave, 100, 500), (f"wait for {layer}", enclave, 150, 400),
+            ("trusted segment", enclave, 700, 200), (layer, accelerator, 120, 380),
+        ]  # fmt: skip
         for name, pid, at, length in spans:
             events.append(
                 {"name": name, "ph": "X", "pid": pid, "tid": pid, "ts": float(start + at), "dur": float(length)}

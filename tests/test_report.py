@@ -39,6 +39,7 @@ def test_steps_get_what_every_verb_says_of_them() -> None:
     assert (first["name"], first["sent"], first["received"]) == ("layer000_conv_2d", 4 * 64, 4 * 8 * 8 * 5)
     assert (first["accelerator_ms"], first["enclave_ms"], first["error"]) == (0.5, 0.25, 2e-6)
     assert first["leak"]["attack"] == "A4" and first["leak"]["recovered"] == 0.75 and first["leak"]["random"] == 0.0
+    assert (second["input"], second["slots"]) == ([1, 8, 8, 4], 5)
     assert second["reads"] == [0] and second["sends"] == 0 and second["masked"] and not first["masked"]
     assert not segment["out"] and segment["after"] == ["MEAN"] and last["gives"]
     assert report["title"] == "net"
@@ -60,8 +61,10 @@ def test_only_the_last_inference_of_a_trace_is_shown() -> None:
     timeline = assembled(trace(inferences=3))["timeline"]
     shown = [(s["where"], s["name"], round(s["at"], 6), s["ms"]) for s in timeline["spans"]]
     layer = "layer000_conv_2d"
-    assert shown == [("enclave", "mask and send", 0.0, 0.05), ("enclave", layer, 0.1, 0.5), ("accelerator", layer, 0.12, 0.38),
-                     ("wait", layer, 0.15, 0.4), ("enclave", "trusted segment", 0.7, 0.2)]  # fmt: skip
+    assert shown == [
+        ("enclave", "mask and send", 0.0, 0.05), ("enclave", layer, 0.1, 0.5), ("accelerator", layer, 0.12, 0.38),
+        ("wait", layer, 0.15, 0.4), ("enclave", "trusted segment", 0.7, 0.2),
+    ]  # fmt: skip
     assert timeline["total"] == pytest.approx(0.9)
 
 
@@ -79,6 +82,13 @@ def test_a_device_is_beside_what_was_measured() -> None:
     assert [f["value"] for f in report["facts"]] == ["1.70×", "4.00×"]
 
 
+def test_a_measurement_beside_other_work_is_no_headline() -> None:
+    busy = bench()
+    busy["rows"][2]["pairwise_ratio"] = [1.5, 30.0, 90.0]
+    report = assembled(busy)
+    assert report["latency"][0]["noisy"] and not report["facts"] and not assembled(bench())["latency"][0]["noisy"]
+
+
 def test_the_matrix_has_an_interval_and_controls() -> None:
     (heat,) = assembled(matrix())["heat"]
     assert [c["name"] for c in heat["columns"]] == ["A0", "A4", "A19", "random", "public"]
@@ -86,6 +96,12 @@ def test_the_matrix_has_an_interval_and_controls() -> None:
     assert row["cells"][1]["value"] == pytest.approx(0.8) and row["cells"][1]["half"] == pytest.approx(0.2484, abs=1e-3)
     assert row["cells"][3]["value"] == 0.01 and row["cells"][4]["value"] == 0.05 and row["cells"][2]["value"] is None
     assert "shares no memory with the victim" in heat["how"]
+
+
+def test_without_a_public_model_its_column_is_left_out() -> None:
+    (heat,) = assembled(attack())["heat"]
+    assert [c["name"] for c in heat["columns"]] == ["A0", "A4", "random"] and "No public model" in heat["how"]
+    assert all(len(row["cells"]) == 3 for row in heat["rows"])
 
 
 def test_two_networks_are_one_too_many() -> None:
@@ -191,7 +207,7 @@ def test_results_make_a_page_and_are_given_back(tmp_path: Path, capsys: pytest.C
     out = str(tmp_path / "r.html")
     assert main(["report", *files, "-o", out, "--json"]) == 0
     given = json.loads(capsys.readouterr().out)
-    assert [d for d in given["documents"]] == [inspected(), bench(), trace(1)]
+    assert given["documents"] == [inspected(), bench(), trace(1)]
     (tmp_path / "again.json").write_text(json.dumps(given))
     assert main(["report", str(tmp_path / "again.json"), "-o", out]) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -249,7 +265,7 @@ def test_a_bundle_with_its_model_has_everything(
 ) -> None:
     monkeypatch.setenv("SHADOWNET_KEY", str(made / "device.key"))
     digits = np.load(models / "digits_test.npz")
-    np.savez(tmp_path / "d.npz", x=digits["x"][:50], y=digits["y"][:50])
+    np.savez(tmp_path / "d.npz", x_test=digits["x"][:50], y_test=digits["y"][:50])
     np.save(tmp_path / "x.npy", digits["x"][:1])
     given = ["--model", models / "digits_cnn.tflite", "--data", tmp_path / "d.npz", "--pictures", tmp_path / "x.npy"]
     command = ["report", made / "m.shadow", *given, "--schemes", "none,tee,shadownet:paper,slalom", "--json"]

@@ -32,6 +32,9 @@ API = {  # module: the names that people use
     "shadownet.attacks.registry": ["Attack", "select"],
 }  # fmt: skip
 GENERATED = "Made by `tools/write_docs.py`; not edited by hand."
+LEAK = re.compile(r"<!-- leak -->\n.*?<!-- end -->", re.DOTALL)
+BIG = ("resnet20_cifar10_float32", "minivgg_cifar10_float32")  # of the matrix; the others have filters of a few weights
+NO_PRIOR = ("A0", "A4", "A19")
 MATRIX = re.compile(r"<!-- matrix -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -48,6 +51,8 @@ def documents() -> dict[Path, str]:
             table = f"<!-- matrix -->\n{describe(page.stem, cells)}<!-- end -->"
             made[page] = MATRIX.sub(lambda _, table=table: table, page.read_text())
         made[folder / "README.md"] = _index(title, pages)
+    readme = ROOT / "README.md"
+    made[readme] = LEAK.sub(lambda _: f"<!-- leak -->\n{_leak_table(cells)}<!-- end -->", readme.read_text())
     return made
 
 
@@ -80,6 +85,22 @@ def _rows(text: str) -> list[list[str]]:
     lines = text[text.index("\n| ") + 1 :].split("\n\n", 1)[0].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [[], cells[0], *cells[2:]]
+
+
+def _leak_table(cells: dict[tuple[str, str, str], str]) -> str:
+    """By scheme: the best attack with the public file alone, and the best of all."""
+    lines = ["| scheme | with the public file alone | with a public relative too |", "|---|---|---|"]
+    for scheme in dict.fromkeys(scheme for _, scheme, _ in cells):
+        found = {(m, a): v for (m, s, a), v in cells.items() if s == scheme and m in BIG and v}
+        alone = {key: value for key, value in found.items() if key[1] in NO_PRIOR}
+        best = [max(part.items(), key=lambda item: float(item[1].split("%")[0])) for part in (alone, found)]
+        lines.append(f"| `{scheme}` | " + " | ".join(map(_best, best)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _best(found: tuple[tuple[str, str], str]) -> str:
+    (_, attack), value = found
+    return value if value.startswith("0.0%") else f"{value} ({attack})"
 
 
 def _attack_table(attack: str, cells: dict[tuple[str, str, str], str]) -> str:

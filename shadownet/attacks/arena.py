@@ -71,7 +71,7 @@ def run(plan: Plan, jobs: int = -1, backend: str = "loky") -> int:
     try:
         import joblib
     except ModuleNotFoundError:
-        raise InputError("the arena needs joblib", "pip install 'shadownet[attacks]'") from None
+        raise InputError("the arena needs joblib", "pip install scipy joblib") from None
     if plan.seeds < 1:
         raise InputError("--seeds must be at least 1")
     plan = replace(plan, schemes=tuple(_full(name) for name in plan.schemes))

@@ -95,7 +95,7 @@ def _needs_scipy() -> None:
     try:
         import scipy  # noqa: F401
     except ModuleNotFoundError:
-        raise InputError("attacks need SciPy", "pip install 'shadownet[attacks]'") from None
+        raise InputError("attacks need SciPy", "pip install scipy joblib") from None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -21,7 +21,9 @@ def report(args: argparse.Namespace) -> None:
     bundles = [p for p in paths if p.is_dir()]
     target = Path(args.output)
     if len(bundles) > 1:
-        raise InputError("a report describes one bundle", "give results of the others as JSON: attack --json, bench --json")
+        raise InputError(
+            "a report describes one bundle", "give results of the others as JSON: attack --json, bench --json"
+        )
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is no directory")
     if target.exists() and not args.overwrite:
@@ -36,12 +38,12 @@ def report(args: argparse.Namespace) -> None:
         found += documents.documents(as_printed(value), "measured for this report")
     page = render(assemble(found))
     _write(target, page)
+    if args.pictures:
+        note(f"{target} shows activations of your model: give it to nobody who may not see those")
     if args.json:
         as_json({"report": str(target), "bytes": len(page), "documents": [d.value for d in found]})
         return
     print(f"{target}: {len(page) / 1000:.0f} kB, from {', '.join(dict.fromkeys(d.kind for d in found))}")
-    if args.pictures:
-        print("the page shows activations of your model: give it to nobody who may not see those")
 
 
 def _collected(args: argparse.Namespace, bundles: list[Path]) -> list[object]:
@@ -49,16 +51,16 @@ def _collected(args: argparse.Namespace, bundles: list[Path]) -> list[object]:
     if args.model:
         _needs_scipy()
     found: list[object] = []
-    if bundles:
-        from shadownet.report.collect import Request, collect
-
-        found += collect(Request(bundles[0], args.model, args.base, args.data, args.key))
-    if args.pictures:
+    if args.pictures:  # first, since what is wrong with them shows at once
         from shadownet.report import pictures
 
         note("report: pictures of what the accelerator sees")
         schemes = args.schemes.split(",") if args.schemes else None
         found.append(pictures.take(args.model, Path(args.pictures), schemes, args.base))
+    if bundles:
+        from shadownet.report.collect import Request, collect
+
+        found += collect(Request(bundles[0], args.model, args.base, args.data, args.key))
     return found
 
 

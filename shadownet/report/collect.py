@@ -51,28 +51,30 @@ def collect(request: Request) -> list[Json]:
     found: list[Json] = [{"manifest": manifest, "sizes": sizes}]
     note("report: one traced inference")
     found.append(_trace(request))
+    # From here on the manifest can be relied on: the enclave has opened the bundle, and the sealed half has its hash.
     if request.model is None:
         note("report: --model adds the graph, the attacks, latency and accuracy")
         return found
-    with _original(request.model, manifest) as (reference, part):
-        found.append({"model": request.model, "entries": [{"subgraph": 0, "steps": outline(part)}]})
+    with _original(request.model, manifest) as (reference, parts):
+        entries = [{"subgraph": entry, "steps": outline(part)} for entry, part in parts.items()]
+        found.append({"model": request.model, "entries": entries})
         if manifest["layers"]:
-            found += _attacked(request, reference, part)
+            found += _attacked(request, reference, parts[0])
         if request.data:
             note("report: accuracy")
-            found.append(_accuracy(request, reference, part))
+            found.append(_accuracy(request, reference, parts[0]))
     note("report: latency, beside the unprotected model and the one all in the enclave")
     found += _latency(request)
     return found
 
 
 @contextmanager
-def _original(model: str, manifest: Json) -> Iterator[tuple[Reference, Partition]]:
-    """The unmodified model, partitioned as the bundle is."""
+def _original(model: str, manifest: Json) -> Iterator[tuple[Reference, dict[int, Partition]]]:
+    """The unmodified model and its entries, partitioned as the bundle is."""
     graph, _ = load(model)
+    out = {int(layer["id"]) for layer in manifest["layers"]}
     with Reference(model, graph) as reference:
-        out = {int(layer["id"]) for layer in manifest["layers"]}
-        yield reference, partition(graph, 0, reference.shapes(0), out or "none")
+        yield reference, {e: partition(graph, e, reference.shapes(e), out or "none") for e in graph.entry_points()}
 
 
 def _sample(part: Partition) -> list[Array]:
@@ -113,7 +115,7 @@ def _attacked(request: Request, reference: Reference, part: Partition) -> list[J
     sample = _sample(part)
     crossed = {c.layer: c for c in lab.record(request.bundle, sample, request.key)}
     tensors = {lin.op.id: lin.input for lin in part.linear}
-    known = [t for t in tensors.values()]
+    known = list(tensors.values())
     reference.observe(0, sample, known)
     values = dict(zip(known, reference.values(0, known), strict=True))
     errors = {
@@ -152,9 +154,11 @@ def _accuracy(request: Request, reference: Reference, part: Partition) -> Json:
 
 
 def _labelled(path: str) -> tuple[Array, Array]:
+    """Held-out samples and labels of an ``.npz`` as ``attack --data`` takes it: x_test and y_test, else x and y."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"].ravel()
+            end = "_test" if "x_test" in arrays.files else ""
+            x, y = arrays[f"x{end}"], arrays[f"y{end}"].ravel()
     except (OSError, ValueError, EOFError, KeyError, AttributeError):
         raise InputError(f"cannot read {path}", "--data takes an .npz with arrays x and y") from None
     if len(x) != len(y) or not len(x):

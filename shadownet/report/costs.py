@@ -10,12 +10,14 @@ Json = dict[str, Any]
 
 MAX_EVENTS = 5000
 MAX_BARS = 100
+NOISY = 1.6  # a middle half of ratios that spans more than this factor: something else was running
 WAIT = "wait for "  # before a layer's name
 PHASES = ("bytes", "crossings")  # counters among a contender's phases; the rest are milliseconds
 
 
 def bench(value: Any) -> Json:
     """One result of ``bench --json`` as a group of bars."""
+    bars = [_bar(record(row), number(items(value["rows"])[0]["median_ms"])) for row in items(value["rows"])]
     threads, batch, rounds = (count(value[key]) for key in ("threads", "batch", "rounds"))
     return {
         "title": text(value["model"]),
@@ -23,7 +25,8 @@ def bench(value: Any) -> Json:
         "how": f"Medians of {rounds} rounds; contenders run in turn in one run, masks prepared beforehand, {threads} "
         f"thread{'s' if threads != 1 else ''} per process, batch {batch}; lines: middle half of the ratio to the "
         f"unprotected model in the same round. {text(value['environment'])}. Processes, no hardware enclave.",
-        "bars": [_bar(record(row), number(items(value["rows"])[0]["median_ms"])) for row in items(value["rows"])],
+        "bars": bars,
+        "noisy": any((bar["high"] or 0.0) > NOISY * (bar["low"] or 0.0) for bar in bars),
     }
 
 
@@ -53,7 +56,7 @@ def simulated(value: Any) -> list[Json]:
     for device in items(value["devices"])[:20]:
         name = text(device["name"])
         found.append({
-            "title": text(value["model"]), "where": f"simulated: {name}",
+            "title": text(value["model"]).removesuffix(".tflite"), "noisy": False, "where": f"simulated: {name}",
             "how": f"Simulated, not measured: {text(device['description'])}. {notes} Lines: from the lowest to the "
             "highest by the uncertainty of the device's numbers.",
             "bars": [_prediction(row, value["sweep"]) for row in rows if row["device"] == device["name"]][:MAX_BARS],
@@ -99,8 +102,10 @@ def run(value: Any) -> Json:
 def verify(value: Any) -> Json:
     """One verdict of ``verify --json`` as facts."""
     agreed, compared = (count(v) for v in items(value["top"]))
-    return {"ok": bool(value["ok"]), "worst": number(value["worst"]), "differing": number(value["differing"]),
-            "agreed": agreed, "compared": compared, "samples": count(value["samples"]), "why": text(value["why"])}  # fmt: skip
+    return {
+        "ok": bool(value["ok"]), "worst": number(value["worst"]), "differing": number(value["differing"]),
+        "agreed": agreed, "compared": compared, "samples": count(value["samples"]), "why": text(value["why"]),
+    }  # fmt: skip
 
 
 def timeline(value: Any) -> Json:

@@ -33,11 +33,11 @@ def matrix(cells: Sequence[Any]) -> Json:
         controls = [_largest([c[key] for c in by.values()]) for key in ("random", "public")]
         rows.append({"label": scheme, "group": model, "cells": [by.get(name) for name in names] + controls})
     how = f"{SHARE} Mean over fresh secrets, ± half width of the 95 % interval (Student's t). {THIRD}"
-    return {"title": "Models and schemes", "columns": [_column(n) for n in names] + [RANDOM, PUBLIC], "rows": rows,
-            "how": how}  # fmt: skip
+    columns = [*map(_column, names), RANDOM, PUBLIC]
+    return _without_empty({"title": "Models and schemes", "columns": columns, "rows": rows, "how": how})
 
 
-def _cell(cell: Json) -> Json | None:
+def _cell(cell: Json) -> Json:
     runs = [record(r) for r in items(cell["runs"])]
     values = [v for v in (number(r.get("recovered")) for r in runs) if v is not None]
     controls = {
@@ -78,19 +78,17 @@ def layers(value: Any) -> Json:
                 "public": None if score["base"] is None else number(score["base"]["recovered"]),
             }  # fmt: skip
     attacks = [a for a in (text(o["attack"]) for o in outcomes) if any(a in row for row in by.values())]
-    rows = [
-        {
-            "label": name, "group": "",
-            "cells": [by[name].get(a) for a in attacks] + [_largest([c[k] for c in by[name].values()]) for k in ("random", "public")],
-        }
-        for name in names
-    ]  # fmt: skip
+    rows = []
+    for name in names:
+        controls = [_largest([c[key] for c in by[name].values()]) for key in ("random", "public")]
+        rows.append({"label": name, "group": "", "cells": [by[name].get(a) for a in attacks] + controls})
     lost = number(value.get("lost"))
-    overall = "" if lost is None else f" The best attack on each layer takes {_percent(lost)} of {count(value['filters'])}."
-    return {
-        "title": f"Layers of {text(value['bundle'])}", "columns": [_column(a) for a in attacks] + [RANDOM, PUBLIC],
-        "rows": rows, "how": f"{SHARE} One bundle, {text(value['scheme'])}.{overall} {THIRD}",
-    }  # fmt: skip
+    overall = (
+        "" if lost is None else f" The best attack on each layer takes {_percent(lost)} of {count(value['filters'])}."
+    )
+    columns = [*map(_column, attacks), RANDOM, PUBLIC]
+    how = f"{SHARE} One bundle, {text(value['scheme'])}.{overall} {THIRD}"
+    return _without_empty({"title": f"Layers of {text(value['bundle'])}", "columns": columns, "rows": rows, "how": how})
 
 
 def predicted(value: Any) -> Json:
@@ -104,12 +102,13 @@ def predicted(value: Any) -> Json:
                 "random": number(score["null"]["recovered"]), "public": None,
             }  # fmt: skip
     columns = [{"name": text(r["scheme"]), "what": "scheme", "control": False} for r in readings]
-    rows = [{"label": "of all that goes out", "group": "", "cells": [
-        {"value": number(r["lost"]), "half": None, "note": "best attack on each layer"} for r in readings] + [None]}]  # fmt: skip
+    lost = [{"value": number(r["lost"]), "half": None, "note": "best attack on each layer"} for r in readings]
+    rows = [{"label": "of all that goes out", "group": "", "cells": [*lost, None]}]
     for name in sorted(by):
         cells = [by[name].get(n) for n in range(len(readings))]
         rows.append({"label": name, "group": "", "cells": [*cells, _largest([c["random"] for c in cells if c])]})
-    how = f"{SHARE} Best attack on each layer. A prediction: the model was converted once under each scheme with secrets of its own. {THIRD}"
+    how = f"{SHARE} Best attack on each layer. A prediction: the model was converted once under each scheme, with "
+    how += f"secrets of its own. {THIRD}"
     return {"title": f"Predicted for {text(value['model'])}", "columns": [*columns, RANDOM], "rows": rows, "how": how}
 
 
@@ -133,11 +132,23 @@ def gates(value: Any) -> list[Json]:
     """The gates of ``check --json``."""
     return [
         {
-            "gate": text(g["gate"]), "limit": number(g["limit"]), "found": number(g["found"]), "where": text(g["where"]),
-            "passed": bool(g["passed"]),
+            "gate": text(g["gate"]), "limit": number(g["limit"]), "found": number(g["found"]),
+            "where": text(g["where"]), "passed": bool(g["passed"]),
         }
         for g in items(value["gates"])
     ]  # fmt: skip
+
+
+def _without_empty(heat: Json) -> Json:
+    """Leave out the column of the public model where none was at hand, and say so."""
+    if heat["columns"][-1] is PUBLIC and all(row["cells"][-1] is None for row in heat["rows"]):
+        rows = [row | {"cells": row["cells"][:-1]} for row in heat["rows"]]
+        return heat | {
+            "columns": heat["columns"][:-1],
+            "rows": rows,
+            "how": heat["how"] + " No public model was given.",
+        }
+    return heat
 
 
 def _column(name: str) -> Json:

@@ -66,8 +66,9 @@ def _step(step: Json, start: int, number_: int) -> Json:
 
     kind = text(step["kind"])
     made: Json = {
-        "kind": kind, "name": "", "after": [text(op) for op in items(step["after"])[:200]], "output": shape(step["output"]),
-        "reads": [earlier(r) for r in items(step["reads"])], "gives": bool(step["gives"]), "out": bool(kind),
+        "kind": kind, "name": "", "after": [text(op) for op in items(step["after"])[:200]],
+        "output": shape(step["output"]), "reads": [earlier(r) for r in items(step["reads"])],
+        "gives": bool(step["gives"]), "out": bool(kind),
     }  # fmt: skip
     if kind:
         made |= {key: count(step[key]) for key in ("id", "filters", "macs")}
@@ -95,7 +96,8 @@ def joined(steps_: list[Json], described: Sequence[Json]) -> list[Json]:
             step |= {"out": False, "name": f"op {step['id']}"}
         else:
             left.remove(match)  # entries come in order: where ids collide, the first left is the right one
-            step |= {k: v for k, v in match.items() if k != "output"}
+            # Shapes stay the layer's own: what crosses may be digits, stacked, and has more channels.
+            step |= {k: v for k, v in match.items() if k not in ("input", "output")}
     return steps_
 
 

@@ -49,7 +49,7 @@ COLOURS = np.array([(0, 32, 77), (38, 60, 108), (77, 85, 111), (107, 109, 113),
 
 @dataclass(frozen=True)
 class Subject:
-    """What is shown: ``image`` [1, h, w, c], the layer with this ``op``, and its true input ``x`` [1, h, w, channels]."""
+    """What is shown: ``image`` [1, h, w, c], and the true input ``x`` [1, h, w, n] of the layer with id ``op``."""
 
     model: Path
     image: Array
@@ -59,8 +59,11 @@ class Subject:
 
 
 def take(
-    model: str | os.PathLike[str], picture: Path, schemes: Sequence[str] | None, base: str | os.PathLike[str] | None = None
-) -> Json:  # fmt: skip
+    model: str | os.PathLike[str],
+    picture: Path,
+    schemes: Sequence[str] | None,
+    base: str | os.PathLike[str] | None = None,
+) -> Json:
     """The pictures of ``picture`` under each scheme (all that apply if None), NAME[:VARIANT][+exact].
 
     Raises ``InputError`` for a model without an image-like input or a hidden feature map, and what converting raises.
@@ -111,12 +114,20 @@ def _scheme(subject: Subject, name: str, channel: int, base: str | os.PathLike[s
     with tempfile.TemporaryDirectory() as folder:
         key, bundle = Path(folder) / "device.key", Path(folder) / "m.shadow"
         keys.create(key)
-        convert(subject.model, bundle, scheme=plain, activations=activations or None, key=key, calibration=[subject.image],
-                base=base if scheme.needs_base else None)  # fmt: skip
+        convert(
+            subject.model, bundle, scheme=plain, activations=activations or None, key=key,
+            calibration=[subject.image], base=base if scheme.needs_base else None,
+        )  # fmt: skip
         view = read_view(bundle)
         layer = next((one for one in view.layers if one.op_id == subject.op), None)
         if layer is None:
-            return {"name": scheme.name + name[len(plain) :], "seen": None, "stolen": None, "attack": "", "distance": None}
+            return {
+                "name": scheme.name + name[len(plain) :],
+                "seen": None,
+                "stolen": None,
+                "attack": "",
+                "distance": None,
+            }
         chain = [view.layers[0], layer]
         own = [random_inputs([subject.spec], seed)[0] for seed in range(RUNS)]
         low, high = float(subject.image.min()), float(subject.image.max())
@@ -140,12 +151,10 @@ def _attacks(view: Any, chain: list[Any], subject: Subject) -> list[tuple[str, A
     messages = [_joined(c.sent, subject.x.shape) for c in view.crossings(chain[1])]
     found = [("A15, averaging repeats", averaging.mean(messages[:REPEATS])[0])]
     first, second = chain
-    if not first.masked and first is not second and first.input_shape == subject.image.shape:
-        fits = peeling.patches(np.zeros(first.input_shape, np.float32), first.geometry).shape[1:3] == subject.x.shape[1:3]
-        if fits and len(second.input_shape) == 4 and second.input_shape == subject.x.shape:
-            peeled = peeling.attack(view, chain)[0]
-            image = view.crossings(first)[0].sent
-            found.append(("A16, regression from the input", peeled(image)))
+    if not first.masked and first is not second and second.input_shape == subject.x.shape:
+        image = view.crossings(first)[0].sent
+        if peeling.patches(image, first.geometry).shape[:-1] == subject.x.shape[:-1]:  # it may feed the second
+            found.append(("A16, regression from the input", peeling.attack(view, chain)[0](image)))
     return found
 
 
@@ -180,7 +189,8 @@ def coloured(values: Array) -> Array:
     place = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1) * (len(COLOURS) - 1)
     at = np.minimum(place.astype(int), len(COLOURS) - 2)
     part = (place - at)[..., None]
-    return np.uint8(np.rint(COLOURS[at] * (1 - part) + COLOURS[at + 1] * part))
+    mixed: Array = COLOURS[at] * (1 - part) + COLOURS[at + 1] * part
+    return np.rint(mixed).astype(np.uint8)
 
 
 def _visible(image: Array) -> Array:
@@ -188,8 +198,8 @@ def _visible(image: Array) -> Array:
     values = image if image.shape[-1] in (1, 3) else image[..., :1]
     values = _small(values.astype(np.float64))
     low, high = float(values.min()), float(values.max())
-    grey = np.uint8(np.rint(255 * (values - low) / (high - low if high > low else 1.0)))
-    return np.broadcast_to(grey, (*grey.shape[:2], 3)) if grey.shape[-1] == 1 else grey
+    pixels = np.rint(255 * (values - low) / (high - low if high > low else 1.0)).astype(np.uint8)
+    return np.repeat(pixels, 3 // pixels.shape[-1], axis=-1)
 
 
 def _small(values: Array) -> Array:

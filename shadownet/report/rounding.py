@@ -18,15 +18,17 @@ from shadownet.attacks.view import Crossing, PublicLayer
 
 Array = np.ndarray[Any, Any]
 
-LARGEST = 1 << 26  # elements of a layer's patches; larger layers are cut to their first rows
+KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+LARGEST = 1 << 26  # elements of a layer's patches
 
 
 def error(layer: PublicLayer, true: TrueLayer, crossing: Crossing, x: Array | None) -> float | None:
-    """The error of one layer. ``x`` is its true input, None where that is not known: then sizes are taken with the mask.
+    """The error of one layer. ``x`` is its true input; where None, the layer's size is taken with the mask.
 
-    None for layers whose numbers are not float: those are exact, or in units of their own.
+    None for layers whose numbers are not float (those are exact, or in units of their own), for other kinds of ops,
+    for layers that are too large, and without the restoring map.
     """
-    if layer.numbers != "float" or true.restore is None or layer.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):  # fmt: skip
+    if layer.numbers != "float" or layer.kind not in KINDS or true.restore is None:
         return None
     sent = crossing.sent if true.restore.order is None else crossing.sent[..., np.argsort(true.restore.order)]
     if sent.size * layer.geometry.kernel[0] * layer.geometry.kernel[1] > LARGEST:
@@ -42,6 +44,6 @@ def _product(x: Array, layer: PublicLayer, true: TrueLayer) -> Array:
     kernel, groups = layer.geometry.kernel[0] * layer.geometry.kernel[1], true.rows.shape[0]
     seen = patches(x.astype(np.float64), layer.geometry)
     seen = seen.reshape(-1, kernel, groups, seen.shape[-1] // kernel // groups)
-    return np.einsum("pkgc,gnkc->pgn", seen, true.rows.reshape(*true.rows.shape[:2], kernel, -1), optimize=True).reshape(
-        len(seen), -1
-    )
+    return np.einsum(
+        "pkgc,gnkc->pgn", seen, true.rows.reshape(*true.rows.shape[:2], kernel, -1), optimize=True
+    ).reshape(len(seen), -1)

@@ -16,7 +16,7 @@ const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 
 
 // As many columns as can be read in this width, if that scrolls little; else as many as give an overview of it all.
 function places(steps, width, height) {
-  let columns = Math.max(1, Math.floor(width / (NODE.column * 0.85)));
+  let columns = Math.max(1, Math.floor(width / (NODE.column * 0.8)));
   if (Math.ceil(steps.length / columns) * NODE.row > 1.7 * height)
     columns = Math.ceil(Math.sqrt((steps.length * NODE.row * width) / (NODE.column * height)));
   const rows = Math.max(1, Math.ceil(steps.length / columns));
@@ -143,7 +143,7 @@ function details(step) {
     add("leak", `${percent(step.leak.recovered)} by ${step.leak.attack}`, REPORT.how.leak);
     add("controls", `random ${percent(step.leak.random)}${known(step.leak.public) ? `, public model ${percent(step.leak.public)}` : ""}`, REPORT.how.leak);
   }
-  return [el("h3", {}, step.name || worksInside(step)), el("dl", {}, rows.map(([name, value, note]) => [el("dt", {}, name), el("dd", {}, String(value), how(note))]))];
+  return [el("h3", {}, step.name || "trusted segment"), el("dl", {}, rows.map(([name, value, note]) => [el("dt", {}, name), el("dd", {}, String(value), how(note))]))];
 }
 
 function graphSection() {
@@ -197,7 +197,7 @@ function graphSection() {
       group.addEventListener("focus", () => { if (n !== chosen) select(n, "keys"); });
     });
     fit();
-    const n = Math.max(chosen, 0);
+    const n = chosen >= 0 ? chosen : Math.max(steps.findIndex(accelerated), 0);
     chosen = -1;
     show(n, "graph");
   };

@@ -7,7 +7,7 @@ function heatMap(map) {
     if (!cell || !known(cell.value)) return el("td", { class: "none" }, cell && cell.note ? el("span", { title: cell.note }, "–") : "");
     const value = Math.min(Math.max(cell.value, 0), 1);
     const full = `${[row.group, row.label].filter(Boolean).join(", ")}; ${column.name}: ${percent(cell.value)}${known(cell.half) ? ` ± ${percent(cell.half)}` : ""}. ${[column.what, cell.note].filter(Boolean).join("; ")}${known(cell.random) && !column.control ? `; random rows ${percent(cell.random)}` : ""}${known(cell.public) && !column.control ? `, public model ${percent(cell.public)}` : ""}.`;
-    const button = el("button", { type: "button", class: `cell${value > 0.5 ? " hot" : ""}`, "aria-label": full, title: full, click: () => tell(), focus: () => tell() }, (value * 100).toFixed(value > 0 && value < 0.1 ? 1 : 0));
+    const button = el("button", { type: "button", class: `cell${value > 0.7 ? " hot" : ""}`, "aria-label": full, title: full, click: () => tell(), focus: () => tell() }, (value * 100).toFixed(value > 0 && value < 0.1 ? 1 : 0));
     const tell = () => { said.textContent = full; };
     button.style.setProperty("--heat", String(value));
     buttons.push(button);
@@ -47,6 +47,6 @@ function gatesOf(gates) {
 }
 
 function leakSection() {
-  const lead = "How much of the model each attack takes, in percent of the filters that went out. Two columns are controls: what chance takes, and what the public model gives without any attack.";
+  const lead = "How much of the model each attack takes, in percent of the filters that went out. Controls stand beside them: what chance takes, and what a public model gives without any attack.";
   return section("leaks", "What leaks", lead, REPORT.gates.length ? gatesOf(REPORT.gates) : null, REPORT.heat.map(heatMap), REPORT.theft ? theftOf(REPORT.theft) : null);
 }
