@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from build import Model, parted
 
 import shadownet
-from shadownet import cost
+from shadownet import bench, cost
 from shadownet.cli import main, size
 from shadownet.inputs import random_inputs
 from shadownet.session import Session
@@ -453,6 +453,23 @@ def test_bench_has_predictions_beside_its_rows(model: Path, device_key: Path) ->
     assert found[1]["hikey960-optee"]["ms"] > 0
 
 
+def test_the_verb_bench_adds_predictions(
+    model: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measuring is replaced: this is about what the verb asks for, and what it adds."""
+    asked: list[bench.Setting] = []
+
+    def measure(setting: bench.Setting) -> dict[str, Any]:
+        asked.append(setting)
+        return {"rows": [{"scheme": "none"}, {"scheme": "tee"}]}
+
+    monkeypatch.setattr(bench, "bench", measure)
+    assert main(["bench", str(model), "--device", "rpi4", "--accelerator", "numpy", "--json"]) == 0
+    assert (asked[0].accelerator, asked[0].bundles) == ("numpy", ())
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [set(row["simulated"]) for row in found["rows"]] == [{"rpi4"}, {"rpi4"}]
+
+
 def test_calibrating_gives_a_profile_that_predicts(
     model: Path, tmp_path: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -503,6 +520,9 @@ def test_simulate_prints_tables_and_names_what_dominates(
     assert "less of it: " in out
     assert main(["simulate", "--list"]) == 0
     assert "sgx1-laptop" in capsys.readouterr().out
+    assert main(["simulate", "--list", "--json"]) == 0
+    for listed in json.loads(capsys.readouterr().out):
+        assert all(number["source"] for section in listed["numbers"].values() for number in section.values())
 
 
 def test_simulate_refuses_a_model_whose_ops_lack_inputs(
