@@ -32,8 +32,8 @@ RUNS = 32  # recorded runs that take part in ordering
 BIAS_RATE = 1e-2
 BIAS_SPREAD = 0.3  # how far biases are expected from where they start
 ENOUGH = 40  # labels below which nothing is held out to choose by
-# Fitting everything must make the held-out loss so much smaller where fitting biases alone gets below SURE: a few labels
-# are noise, and weights that do well without them deserve the benefit of the doubt.
+# Where fitting biases alone gets the held-out loss below SURE, fitting everything must make it so much smaller: a few
+# labels are noise, and weights that do well without them deserve the benefit of the doubt.
 MARGIN, SURE = 0.5, 0.7
 
 
