@@ -143,7 +143,7 @@ def test_the_readme(reader: Reader) -> None:
 
 
 def test_the_tutorial(reader: Reader) -> None:
-    assert reader.reads(ROOT / "docs" / "tutorial.md", slow=False) > 15
+    assert reader.reads(ROOT / "docs" / "tutorial.md", slow=False) > 12
 
 
 @pytest.mark.slow
