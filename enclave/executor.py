@@ -37,7 +37,9 @@ class Executor:
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
         self.program, self.trace = program, trace
-        self._trusted = TrustedModel(program.model, num_threads) if program.model else None
+        self._trusted, self._true = (
+            TrustedModel(model, num_threads) if model else None for model in (program.model, program.linear)
+        )
         self._link, self._rng, self._mask_memory = link, Rng(), mask_memory
         self._policy = Policy(program.checked, self._rng)
         self._checkers = {
@@ -79,7 +81,7 @@ class Executor:
                 for t, local in step.outputs:
                     known[t] = self._runtime().shape(step.subgraph, local)
             else:
-                self._runtime().prepare(step.pop, [0], [known[step.input]])
+                self._weights().prepare(step.pop, [0], [known[step.input]])
                 own = self._output_shape(step)
                 layers[step.number] = (known[step.input], own)
                 known[step.output] = _broadcast(own, known.get(step.format.residual))
@@ -95,14 +97,14 @@ class Executor:
 
     def _output_shape(self, layer: Layer) -> Shape:
         """Of a layer whose pop subgraph is prepared; that one may have other channels."""
-        positions = self._runtime().shape(layer.pop, layer.pop_output)[:-1]
+        positions = self._weights().shape(layer.pop, layer.pop_output)[:-1]
         return (*positions, layer.restore.slot.shape[1])
 
     def _is_open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
         """Complete ``layers`` and tell whether the accelerator knows exactly these shapes."""
         for layer in self.program.layers:
             if layer.number not in layers:  # of entries that are not allocated: as converted
-                layers[layer.number] = (self._runtime().shape(layer.pop, 0), self._output_shape(layer))
+                layers[layer.number] = (self._weights().shape(layer.pop, 0), self._output_shape(layer))
         return [layers[k] for k in range(len(self.program.layers))] == self._shapes
 
     def _open(self, layers: dict[int, tuple[Shape, Shape]]) -> None:
@@ -303,7 +305,7 @@ class Executor:
         """Add what the enclave keeps of a layer's weights to itself, in place."""
         if layer.private is not None:
             own, output, limbs_ = layer.private
-            (part,) = self._runtime().run(own, [0], [encoded.astype(np.float32)], [output])
+            (part,) = self._weights().run(own, [0], [encoded.astype(np.float32)], [output])
             y += limbs_.join(part) if layer.format.exact else part
 
     def _make_pad(self, layer: Layer, residues: Residues) -> Pair:
@@ -315,7 +317,7 @@ class Executor:
         digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
         residues.pop.digits.cut(natural, digits)
         # Copies: each run leaves its result where the last one was.
-        parts = [np.array(self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
+        parts = [np.array(self._weights().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
         return push, residues.image(parts)
 
     def _make_mask(self, number: int) -> Pair:
@@ -329,7 +331,7 @@ class Executor:
         else:
             push = self._rng.normal(layer.sigma, shape)
         natural = push if order is None else push[..., np.argsort(order)]
-        (pop,) = self._runtime().run(layer.pop, [0], [natural], [layer.pop_output])
+        (pop,) = self._weights().run(layer.pop, [0], [natural], [layer.pop_output])
         if layer.format.exact:
             return push, layer.pop_limbs.join(pop)
         own = self._stretches.get(number)
@@ -339,7 +341,7 @@ class Executor:
     def nbytes(self) -> int:
         """What the enclave holds of its own: weights and plan, masks, buffers; not LiteRT's, not Python's."""
         layers = self.program.layers
-        own = len(self.program.model) + self.masks.held + (self._link.nbytes if self._link else 0)
+        own = len(self.program.model) + len(self.program.linear) + self.masks.held + (self._link.nbytes if self._link else 0)
         own += sum(array.nbytes for layer in layers for array in layer.restore.to_blobs().values())
         stretches = {id(s): s for action, _ in self._actions if isinstance(action, list) for s in action}
         return own + sum(s.nbytes for s in stretches.values())
@@ -351,6 +353,10 @@ class Executor:
     def _runtime(self) -> TrustedModel:
         assert self._trusted is not None
         return self._trusted
+
+    def _weights(self) -> TrustedModel:
+        assert self._true is not None
+        return self._true
 
 
 def _finite(value: Array) -> bool:

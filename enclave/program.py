@@ -44,7 +44,7 @@ class Limbs:
 
 @dataclass(frozen=True)
 class Layer:
-    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0).
+    """An outsourced linear layer. ``pop`` is its subgraph among the true weights (input tensor 0).
 
     ``residues`` says how it runs in Z_p, for exact activations; then ``limbs``, ``pop_limbs`` and ``sigma`` are unused.
     """
@@ -88,7 +88,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none.
+    """Everything in a sealed half. ``model`` has the trusted segments, ``linear`` the true weights of layers that are
+    outside: two models, b"" where there is none.
 
     ``checked`` is the share of layer calls whose answers are checked, 0 to 1; ``stateful`` programs remember something
     from one inference to the next.
@@ -97,6 +98,7 @@ class Program:
     layers: list[Layer]
     entries: dict[int, Entry]
     model: bytes
+    linear: bytes
     checked: float
     stateful: bool
 
@@ -109,7 +111,8 @@ class Program:
             checked = float(record["checked"])
             if not 0 <= checked <= 1:
                 raise ValueError("no share of layer calls")
-            return cls(layers, entries, blobs["trusted"].tobytes(), checked, bool(record["stateful"]))
+            models = blobs["trusted"].tobytes(), blobs["linear"].tobytes()
+            return cls(layers, entries, *models, checked, bool(record["stateful"]))
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 
