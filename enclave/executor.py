@@ -264,7 +264,7 @@ class Executor:
         assert link is not None
         if layer.residues is not None:
             return self._exact(layer, layer.residues, tensors, masks)
-        encoded, context = layer.format.encode(tensors[layer.input])
+        encoded, context = formats.encode(layer.format, tensors[layer.input])
         sent = layer.restore.shuffle(encoded)
         if layer.masked:
             sent = sent + masks.push(layer.number)
@@ -284,7 +284,7 @@ class Executor:
         """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
         link, number = self._link, layer.number
         assert link is not None
-        encoded, context = layer.format.encode(tensors[layer.input])
+        encoded, context = formats.encode(layer.format, tensors[layer.input])
         target = link.input(number)
         # What is checked is private, not read back from outside.
         sent = link.kept[0][: target.size].reshape(target.shape)

@@ -356,7 +356,7 @@ def of_owner(model: Path, bundle: Path, key: Path) -> Secrets:
     secrets.add("device key", device_key.hex().encode())
     secrets.add("device key", device_key.hex().upper().encode())
     with open(bundle / sealing.SEALED, "rb") as file:
-        secrets.add("sealing key", sealing._derive(device_key, sealing.read_header(file)[0].salt))
+        secrets.add("sealing key", sealing.derive(device_key, sealing.read_header(file)[0].salt))
     return secrets
 
 
