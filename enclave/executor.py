@@ -198,7 +198,7 @@ class Executor:
             raise InputError("call allocate_tensors() first")
         start = time.perf_counter()
         entry = self.program.entries[self._entry]
-        tensors = [self._accept(entry, inputs) for inputs in requests]
+        tensors = [accept(entry, inputs) for inputs in requests]
         masks = [self.masks.take() for _ in requests]
         self._choose()
         for action, dead in self._actions:
@@ -210,15 +210,6 @@ class Executor:
             self.masks.recycle(used)
         self.seconds += time.perf_counter() - start
         return [[found[spec.index] for spec in entry.outputs] for found in tensors]
-
-    @staticmethod
-    def _accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
-        tensors = dict(entry.constants)
-        for spec, value in zip(entry.inputs, inputs, strict=True):
-            if value.dtype.kind in "fc" and not _finite(value):
-                raise InputError(f"input {spec.name!r} holds values that are not finite")
-            tensors[spec.index] = value
-        return tensors
 
     def _act(self, action: Action, tensors: list[dict[int, Array]], masks: list[MaskSet]) -> None:
         if isinstance(action, list):
@@ -341,7 +332,12 @@ class Executor:
     def nbytes(self) -> int:
         """What the enclave holds of its own: weights and plan, masks, buffers; not LiteRT's, not Python's."""
         layers = self.program.layers
-        own = len(self.program.model) + len(self.program.linear) + self.masks.held + (self._link.nbytes if self._link else 0)
+        own = (
+            len(self.program.model)
+            + len(self.program.linear)
+            + self.masks.held
+            + (self._link.nbytes if self._link else 0)
+        )
         own += sum(array.nbytes for layer in layers for array in layer.restore.to_blobs().values())
         stretches = {id(s): s for action, _ in self._actions if isinstance(action, list) for s in action}
         return own + sum(s.nbytes for s in stretches.values())
@@ -357,6 +353,16 @@ class Executor:
     def _weights(self) -> TrustedModel:
         assert self._true is not None
         return self._true
+
+
+def accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
+    """What an inference begins with, by tensor. Raises ``InputError`` for inputs that are not finite."""
+    tensors = dict(entry.constants)
+    for spec, value in zip(entry.inputs, inputs, strict=True):
+        if value.dtype.kind in "fc" and not _finite(value):
+            raise InputError(f"input {spec.name!r} holds values that are not finite")
+        tensors[spec.index] = value
+    return tensors
 
 
 def _finite(value: Array) -> bool:

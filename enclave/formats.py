@@ -17,8 +17,8 @@ MASK_BOUND = 256  # integer activation masks are uniform in [-256, 256], as wide
 
 
 class Format(Protocol):
-    """``measure`` a whole tensor, ``quantise`` it or a part of it to what crosses (before the mask), and ``decode`` what
-    was restored; the last two need what was measured.
+    """``measure`` a whole tensor, ``quantise`` it or a part of it to what crosses (before the mask), and ``decode``
+    what was restored; the last two need what was measured.
 
     ``exact``: what crosses are integers, and sums must be restored exactly. ``residual`` is the id of a tensor that
     ``decode`` adds, -1 for none. ``scope`` is what belongs together when measuring: the "tensor", an "image" (its first

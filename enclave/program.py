@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +107,8 @@ class Program:
     def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
         """Raises ``BundleError`` for what is no program."""
         try:
-            layers = [_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
-            entries = {int(key): _entry(entry, blobs, layers) for key, entry in record["entries"].items()}
+            layers = [parse_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
+            entries = {int(key): parse_entry(entry, blobs, layers) for key, entry in record["entries"].items()}
             checked = float(record["checked"])
             if not 0 <= checked <= 1:
                 raise ValueError("no share of layer calls")
@@ -117,7 +118,7 @@ class Program:
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 
 
-def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Layer:
+def parse_layer(number: int, record: dict[str, Any], blobs: Mapping[str, Array], mask_input: bool) -> Layer:
     restore = Restore.from_blobs({name: blobs[blob] for name, blob in record["restore"].items()})
     if restore.slot.max() >= int(record["slots"]):
         raise ValueError("a lookup outside the answer")
@@ -150,7 +151,7 @@ def _private(record: dict[str, Any] | None) -> tuple[int, int, Limbs] | None:
     return int(record["subgraph"]), int(record["output"]), Limbs(*(int(v) for v in record["limbs"]))
 
 
-def _entry(record: dict[str, Any], blobs: dict[str, Array], layers: list[Layer]) -> Entry:
+def parse_entry(record: dict[str, Any], blobs: Mapping[str, Array], layers: Sequence[Any]) -> Entry:
     steps: list[Segment | Layer] = []
     for step in record["steps"]:
         if "layer" in step:

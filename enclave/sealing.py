@@ -94,13 +94,16 @@ def unseal(directory: Path, device_key: bytes) -> tuple[Header, bytearray]:
             raise BundleError(REFUSED)
         if header.accelerator is not None and file_sha256(directory / ACCELERATOR) != header.accelerator:
             raise BundleError(REFUSED)
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one"
-        ) from None
     except OSError as error:
-        raise BundleError(f"the bundle cannot be read: {error.strerror or error}") from None
+        raise unreadable(error) from None
     return header, plaintext
+
+
+def unreadable(error: OSError) -> BundleError:
+    """The error for a bundle whose files cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return BundleError(f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one")
+    return BundleError(f"the bundle cannot be read: {error.strerror or error}")
 
 
 def public_half(directory: Path, header: Header) -> bytes:
@@ -108,7 +111,7 @@ def public_half(directory: Path, header: Header) -> bytes:
     try:
         content = (directory / ACCELERATOR).read_bytes()
     except OSError as error:
-        raise BundleError(f"the bundle cannot be read: {error.strerror or error}") from None
+        raise unreadable(error) from None
     if hashlib.sha256(content).hexdigest() != header.accelerator:
         raise BundleError(REFUSED)
     return content
@@ -148,10 +151,7 @@ def _parse_header(body: bytes) -> Header:
 
 
 def _decrypt(file: BinaryIO, header: Header, aad: bytes, key: bytes) -> bytearray:
-    chunks = -(-header.size // header.chunk)
-    body = os.fstat(file.fileno()).st_size - len(aad)
-    if body != header.size + chunks * TAG:  # before anything of that size is allocated
-        raise BundleError(REFUSED)
+    chunks = check_size(file, header, aad)
     out = bytearray(header.size)
     for number in range(chunks):
         start = number * header.chunk
@@ -164,6 +164,14 @@ def _decrypt(file: BinaryIO, header: Header, aad: bytes, key: bytes) -> bytearra
         except ValueError:
             raise BundleError(REFUSED) from None
     return out
+
+
+def check_size(file: BinaryIO, header: Header, aad: bytes) -> int:
+    """The number of chunks. Raises ``BundleError`` for a file of another size, before anything is allocated for it."""
+    chunks = -(-header.size // header.chunk)
+    if os.fstat(file.fileno()).st_size - len(aad) != header.size + chunks * TAG:
+        raise BundleError(REFUSED)
+    return chunks
 
 
 def derive(device_key: bytes, salt: str) -> bytes:

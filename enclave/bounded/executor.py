@@ -1,0 +1,241 @@
+"""Runs a bundle's program within a budget: layers in bands, weights streamed, LiteRT loaded for each segment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enclave import sealing
+from enclave.bounded.checks import StreamedChecker
+from enclave.bounded.layer import LayerRun, pop_mask
+from enclave.bounded.masks import Masks, MaskSet, PushRows
+from enclave.bounded.meter import Meter
+from enclave.bounded.plan import COMFORT, Known, Plan, know
+from enclave.bounded.storage import Blobs, PublicModel, Sealed
+from enclave.container import read_head
+from enclave.executor import accept
+from enclave.integrity import Policy
+from enclave.link import Accelerator
+from enclave.program import Layer, Program, Segment, parse_layer
+from enclave.rng import Rng
+from enclave.sealing import ACCELERATOR, Header
+from enclave.trace import Trace
+from enclave.trusted import TrustedModel
+from shadownet.wire.arena import aligned
+from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.tensors import TensorSpec
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+_RECORDS = 1 << 16  # call records and rounding of what is shared
+
+
+class BoundedExecutor:
+    """The methods of ``enclave.executor.Executor`` that the worker uses, within ``budget`` bytes."""
+
+    lanes = 1
+
+    def __init__(
+        self, directory: Path, header: Header, sealed: Sealed, link: Accelerator | None, meter: Meter, budget: int,
+        mask_memory: int, mask_input: bool, trace: Trace, limit: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        """``meter`` counted what opening took; ``limit`` is told how much may be mapped: the budget and what is shared.
+
+        Raises ``InputError``, which says the smallest budget, if the model needs more, and ``BundleError``.
+        """
+        self.meter, self.trace, self._link, self._sealed = meter, trace, link, sealed
+        self._mask_memory, self._mask_input, self._rng = mask_memory, mask_input, Rng()
+        record, places = read_head(lambda at, size: self._bytes(at, size), sealed.size)
+        self.signatures = record["signatures"]
+        self._blobs = Blobs(sealed, places)
+        self._plan = self._read(record, directory, header)
+        if self._plan.layers and link is None:
+            raise BundleError("the bundle needs an accelerator and none was started")
+        self._plan.require(budget)
+        meter.budget = budget
+        limit(budget + self.shared)
+        meter.charge(self._plan.static - meter.held)
+        checked = float(record["checked"])
+        self.program = Program([], self._plan.entries, b"", b"", checked, self._plan.stateful)
+        self._policy = Policy(checked, self._rng)
+        self._bands = {k.number: self._plan.bands(k, budget) for k in self._plan.layers}
+        self._checkers = {k.number: self._checker(k) for k in self._plan.layers if k.checked}
+        self._kept: TrustedModel | None = None  # of a program with state
+        self._entry: int | None = None
+        self.masks = self._new_masks(None)
+        self.seconds = 0.0
+
+    def _read(self, record: dict[str, Any], directory: Path, header: Header) -> Plan:
+        """Parse the program into a plan. Raises ``BundleError``."""
+        try:
+            public = None
+            if float(record["checked"]) > 0 and record["layers"]:
+                public = PublicModel(directory / ACCELERATOR, str(header.accelerator), self.meter)
+            at = self._blobs.places["linear"].at
+            layers = [
+                know(k, layer, self._blobs, self._sealed, at, public, self._mask_input)
+                for k, layer in enumerate(record["layers"])
+            ]
+            return Plan(record, self._blobs, layers, self.meter.held)
+        except (KeyError, TypeError, ValueError, IndexError, InputError):
+            raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
+
+    def _bytes(self, at: int, size: int) -> bytes:
+        out = np.empty(size, np.uint8)
+        self._sealed.read_into(at, out)
+        return out.tobytes()
+
+    def _checker(self, known: Known) -> StreamedChecker:
+        assert known.public is not None
+        room = self.meter.budget - self.meter.held
+        piece = min(COMFORT // 8, max(room - StreamedChecker.making(known.public, 0), 0) // 5)
+        with self.meter.scratch(StreamedChecker.making(known.public, piece)):
+            return StreamedChecker(known.public, known.exact, self._rng, piece)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory, which is the normal world's: the accelerator's arena, and the app's twice, while one
+        takes another's place."""
+        columns = list(zip(*(known.crossing for known in self._plan.layers), strict=True))
+        crossing = 2 * sum(aligned(4 * max(map(math.prod, column))) for column in columns)
+        entries = self._plan.entries.values()
+        app = max(
+            sum(aligned(spec.nbytes) for spec in (*e.inputs, *e.outputs) if spec.dtype != "string") for e in entries
+        )
+        return crossing + 2 * app + _RECORDS
+
+    # As of Executor
+
+    def allocate(self, key: int, shapes: list[Shape], lanes: int = 1) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Select an entry; returns its interface. Raises ``InputError`` for other shapes than those of conversion."""
+        entry = self.program.entries[key]
+        if shapes != [spec.shape for spec in entry.inputs]:
+            raise InputError("with limited enclave memory a model runs at the shapes that it was converted with",
+                             "leave --enclave-memory out to resize inputs")  # fmt: skip
+        if self._entry is None and self._link is not None:
+            layers = [(k.record["signature"], *k.crossing) for k in self._plan.layers]
+            crossing = [{"signature": name, "input": source, "output": target} for name, source, target in layers]
+            self._link.open(crossing, buffers=False)
+        if key != self._entry:
+            self.masks = self._new_masks(key)
+        self._entry = key
+        return entry.inputs, entry.outputs
+
+    def _new_masks(self, key: int | None) -> Masks:
+        steps = [] if key is None else self.program.entries[key].steps
+        layers = [self._plan.layers[step.number] for step in steps if not isinstance(step, Segment)]
+        return Masks(layers, self._bands, self._make_pops, self._mask_memory)
+
+    def invoke_many(self, requests: list[list[Array]]) -> list[list[Array]]:
+        """Inferences one after the other; ``requests`` are emptied, so that inputs go when they have been used."""
+        return [self._invoke(inputs) for inputs in requests]
+
+    def _invoke(self, inputs: list[Array]) -> list[Array]:
+        if self._entry is None:
+            raise InputError("call allocate_tensors() first")
+        start, entry = time.perf_counter(), self.program.entries[self._entry]
+        for value in inputs:
+            self.meter.adopt(value)
+        tensors = accept(entry, inputs)
+        inputs.clear()
+        masks = self.masks.take()
+        chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
+        for position, step in enumerate(entry.steps):
+            began = time.perf_counter()
+            if isinstance(step, Segment):
+                self._segment(position, step, tensors)
+                self.trace.add(f"segment {step.subgraph}", "enclave", began)
+            else:
+                known = self._plan.layers[step.number]
+                tensors[known.output] = self._layer(known, tensors, masks, chosen.get(known.number, False))
+                self.trace.add(known.record["signature"], "enclave", began)
+            for t in entry.dead_after[position]:
+                tensors.pop(t, None)
+        self.masks.recycle(masks)
+        self.seconds += time.perf_counter() - start
+        return [tensors[spec.index] for spec in entry.outputs]
+
+    def reset(self) -> None:
+        if self._kept is not None:
+            self._kept.reset()
+
+    @property
+    def nbytes(self) -> int:
+        return self.meter.held
+
+    def memory(self) -> dict[str, Any]:
+        """Of the statistics: the budget, the most that was held, the smallest budget, what is shared, and what was
+        unsealed in how many seconds."""
+        return {
+            "memory_budget": self.meter.budget,
+            "memory_peak": self.meter.peak,
+            "memory_smallest": self._plan.smallest,
+            "memory_shared": self.shared,
+            "bytes_unsealed": self._sealed.bytes_read,
+            "unsealing_seconds": self._sealed.seconds,
+        }
+
+    # Segments
+
+    def _segment(self, position: int, segment: Segment, tensors: dict[int, Array]) -> None:
+        assert self._entry is not None
+        with self.meter.scratch(self._plan.segment(self._entry, position)):
+            model = self._kept or self._load()
+            if self._plan.stateful:
+                self._kept = model
+            sides = ([local for _, local in side] for side in (segment.inputs, segment.outputs))
+            inputs, outputs = sides
+            results = model.run(segment.subgraph, inputs, [tensors[t] for t, _ in segment.inputs], outputs)
+            for (t, _), result in zip(segment.outputs, results, strict=True):
+                tensors[t] = self.meter.adopt(np.array(result))
+
+    def _load(self) -> TrustedModel:
+        place = self._plan.model
+        return TrustedModel(self._bytes(place.at, place.nbytes), 1)
+
+    # Layers
+
+    def _layer(self, known: Known, tensors: dict[int, Array], masks: MaskSet, check: bool) -> Array:
+        """Mask, dispatch, and then, band by band, check, restore, unmask and finish one linear layer."""
+        assert self._link is not None
+        number, name = known.number, known.record["signature"]
+        with self.meter.scratch(known.loaded + self._bands[number].scratch):
+            layer = self._load_layer(known)
+            out = self.meter.empty(known.target, layer.format.dtype)
+            residual = tensors.get(layer.format.residual)
+            run = LayerRun(known, layer, self._bands[number], tensors[layer.input], residual, masks)
+            run.send(self._link.input(number))
+            began = time.perf_counter()
+            self._link.call(number, name)
+            self.trace.add(name, "accelerator", began, bytes_sent=self._link.input(number).nbytes)
+            checker = self._checkers[number] if check else None
+            run.finish(self._link.output(number), self.masks, checker, self._link, out)
+        return out
+
+    def _load_layer(self, known: Known) -> Layer:
+        """A layer with its arrays, read from sealed storage."""
+        return parse_layer(known.number, known.record, self._blobs, self._mask_input)
+
+    def _make_pops(self, known: Known, seed: bytes) -> Iterator[Array]:
+        """The pop masks of a layer for a seed, image by image and band by band."""
+        bands = self._bands[known.number]
+        with self.meter.scratch(known.loaded + bands.scratch):
+            layer = self._load_layer(known)
+            for image in range(known.frame.source[0]):
+                push = PushRows(known, layer, image, seed)
+                for first, end in known.frame.bands(bands.rows):
+                    yield pop_mask(known, layer, push.window(*known.frame.reach(first, end)), first, end, bands.piece)
+
+
+def load_libraries() -> None:
+    """Use everything once, so that what libraries load and reserve late belongs to the baseline."""
+    sealing.load_libraries()
+    for dtype in (np.float32, np.float64):
+        some = np.ones((256, 256), dtype)  # smaller products do without the buffers
+        np.einsum("vm,hwdm->vhwd", some[:2], (some @ some)[None, None])
