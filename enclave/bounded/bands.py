@@ -145,13 +145,13 @@ def linear(geometry: Geometry, x: Array, weights: Weights, limit: int) -> Array:
             source, target = (near, far) if weights.public.kind == "TRANSPOSE_CONV" else (far, near)
             patch = x[:, source[0], source[1], channels]
             sums = patch.reshape(-1, patch.shape[-1]) @ taps[ky, kx]
-            out[:, target[0], target[1], filters] += sums.reshape(*patch.shape[:-1], -1)
+            out[:, target[0], target[1], filters] += sums.reshape(*patch.shape[:-1], taps.shape[3])
     return out
 
 
 def _depthwise(geometry: Geometry, x: Array, taps: Array, out: Array) -> None:
     channels = x.shape[-1]
-    split = out.reshape(*out.shape[:-1], channels, -1)
+    split = out.reshape(*out.shape[:-1], channels, taps.shape[-1] // channels)
     for ky, kx, near, far in _taps(geometry):
         split[:, near[0], near[1]] += x[:, far[0], far[1], :, None] * taps[ky, kx].reshape(channels, -1)
 

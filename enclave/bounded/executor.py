@@ -140,12 +140,11 @@ class BoundedExecutor:
         if self._entry is None:
             raise InputError("call allocate_tensors() first")
         start, entry = time.perf_counter(), self.program.entries[self._entry]
-        for value in inputs:
-            self.meter.adopt(value)
-        tensors = accept(entry, inputs)
+        tensors = accept(entry, [self.meter.adopt(value) for value in inputs])
         inputs.clear()
         masks = self.masks.take()
-        chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
+        count = len(self._checkers)
+        chosen = dict(zip(self._checkers, self._policy.chosen(count), strict=True)) if count else {}
         for position, step in enumerate(entry.steps):
             began = time.perf_counter()
             if isinstance(step, Segment):

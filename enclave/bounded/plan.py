@@ -46,6 +46,7 @@ class Known:
     masked: bool
     checked: bool
     late: bool
+    pop_channels: int
     wide: bool  # its masks are float64
     digits: int  # of a pop mask
     itemsize: int  # of the result
@@ -68,10 +69,6 @@ class Known:
         """Of the result."""
         return self.itemsize * math.prod(self.target)
 
-    @property
-    def pop_channels(self) -> int:
-        return self.slots if self.late else self.target[-1]
-
     def pop_bytes(self, rows: int) -> int:
         """Of a band's pop mask."""
         wide = 8 if self.wide or self.exact else 4
@@ -79,7 +76,7 @@ class Known:
 
 
 def know(
-    number: int, record: dict[str, Any], blobs: Blobs, true: Paged, linear_at: int, public: Paged | None,
+    number: int, record: dict[str, Any], blobs: Blobs, true_file: Paged, linear_at: int, public: Paged | None,
     mask_input: bool,
 ) -> Known:  # fmt: skip
     """Parse a layer once, and keep what the plan needs. Raises ``KeyError``, ``ValueError`` and the like."""
@@ -89,6 +86,7 @@ def know(
     named = [blobs.places[name] for name in values if isinstance(name, str) and name in blobs.places]
     checked, residues = public is not None, layer.residues
     private = record["private"]["weights"] if record["private"] else []
+    true = _weights(true_file, layer.public, record["weights"], linear_at)[0]
     return Known(
         number=number,
         record=record,
@@ -103,13 +101,14 @@ def know(
         masked=layer.masked,
         checked=checked,
         late=residues is not None and residues.late,
+        pop_channels=true.filters // (residues.pop.weights if residues else layer.pop_limbs).count,
         wide=residues is not None,
         digits=residues.pop.digits.count if residues else 1,
         itemsize=layer.format.dtype.itemsize,
         loaded=3 * sum(place.nbytes for place in named),
-        true=_weights(true, layer.public, record["weights"], linear_at)[0],
+        true=true,
         public=Weights(public, layer.public) if public is not None else None,
-        private=tuple(_weights(true, layer.public, private, linear_at)),
+        private=tuple(_weights(true_file, layer.public, private, linear_at)),
     )
 
 
