@@ -23,7 +23,7 @@ from enclave.bounded.meter import Meter
 from enclave.bounded.storage import Sealed
 from enclave.executor import Executor
 from enclave.freshness import Counters
-from enclave.hardening import drop_privileges, limit_memory, mapped_bytes, resident_bytes
+from enclave.hardening import drop_privileges, mapped_bytes, resident_bytes
 from enclave.keys import load
 from enclave.link import PHASES, Accelerator
 from enclave.program import Program
@@ -87,7 +87,7 @@ class Worker:
         Counters(key, secret).admit(header.lineage, header.serial)
         self._executor = executor = BoundedExecutor(
             bundle, header, sealed, self._link, meter, int(request["enclave_memory"]), int(request["mask_memory"]),
-            bool(request["mask_input"]), Trace(bool(request["trace"])), lambda size: limit_memory(baseline + size),
+            bool(request["mask_input"]), Trace(bool(request["trace"])), baseline,
         )  # fmt: skip
         return executor.signatures
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from enclave.bounded.storage import Paged
+from enclave.bounded.storage import PAGE, Paged
 from enclave.integrity import Geometry, Public
 
 Array = np.ndarray[Any, Any]
@@ -98,10 +98,11 @@ class Weights:
 
     @property
     def least(self) -> int:
-        """Bytes that must be read at once: one filter, or all of a depthwise layer's, which lie interleaved."""
+        """Bytes that are read at once at least: a page's worth of filters, or all of a depthwise layer's, which lie
+        interleaved."""
         if self._depthwise:
             return self.nbytes
-        return max(4 * math.prod(shape[1:]) for _, shape, _ in self.public.parts)
+        return min(self.nbytes, max(PAGE, *(4 * math.prod(shape[1:]) for _, shape, _ in self.public.parts)))
 
     def pieces(self, limit: int) -> Iterator[tuple[slice, slice, Array]]:
         """(filters, their input channels, weights [kh, kw, depth, filters]) of at most ``limit`` bytes, or ``least``.

@@ -19,6 +19,7 @@ from enclave.bounded.plan import COMFORT, Known, Plan, know
 from enclave.bounded.storage import Blobs, PublicModel, Sealed
 from enclave.container import read_head
 from enclave.executor import accept
+from enclave.hardening import limit_memory
 from enclave.integrity import Policy
 from enclave.link import Accelerator
 from enclave.program import Layer, Program, Segment, parse_layer
@@ -43,9 +44,10 @@ class BoundedExecutor:
 
     def __init__(
         self, directory: Path, header: Header, sealed: Sealed, link: Accelerator | None, meter: Meter, budget: int,
-        mask_memory: int, mask_input: bool, trace: Trace, limit: Callable[[int], None],
+        mask_memory: int, mask_input: bool, trace: Trace, baseline: int, limit: Callable[[int], None] = limit_memory,
     ) -> None:  # fmt: skip
-        """``meter`` counted what opening took; ``limit`` is told how much may be mapped: the budget and what is shared.
+        """``meter`` counted what opening took; ``baseline`` bytes were mapped before, and ``limit`` is told how many
+        may be from now on: these, the budget and what is shared.
 
         Raises ``InputError``, which says the smallest budget, if the model needs more, and ``BundleError``.
         """
@@ -59,13 +61,15 @@ class BoundedExecutor:
             raise BundleError("the bundle needs an accelerator and none was started")
         self._plan.require(budget)
         meter.budget = budget
-        limit(budget + self.shared)
+        self._baseline = baseline
+        limit(baseline + budget + self.shared)
         meter.charge(self._plan.static - meter.held)
         checked = float(record["checked"])
         self.program = Program([], self._plan.entries, b"", b"", checked, self._plan.stateful)
         self._policy = Policy(checked, self._rng)
         self._bands = {k.number: self._plan.bands(k, budget) for k in self._plan.layers}
         self._checkers = {k.number: self._checker(k) for k in self._plan.layers if k.checked}
+        self._opening = sealed.bytes_read, sealed.seconds
         self._kept: TrustedModel | None = None  # of a program with state
         self._entry: int | None = None
         self.masks = self._new_masks(None)
@@ -169,15 +173,16 @@ class BoundedExecutor:
         return self.meter.held
 
     def memory(self) -> dict[str, Any]:
-        """Of the statistics: the budget, the most that was held, the smallest budget, what is shared, and what was
-        unsealed in how many seconds."""
+        """Of the statistics: the budget, the most that was held, the smallest budget, what is shared (bytes), and what
+        was unsealed since opening, in how many seconds."""
         return {
+            "memory_baseline": self._baseline,
             "memory_budget": self.meter.budget,
             "memory_peak": self.meter.peak,
             "memory_smallest": self._plan.smallest,
             "memory_shared": self.shared,
-            "bytes_unsealed": self._sealed.bytes_read,
-            "unsealing_seconds": self._sealed.seconds,
+            "bytes_unsealed": self._sealed.bytes_read - self._opening[0],
+            "unsealing_seconds": self._sealed.seconds - self._opening[1],
         }
 
     # Segments

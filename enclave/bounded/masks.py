@@ -89,13 +89,14 @@ class Masks:
                 self._size += layer.frame.source[0] * (layer.pop_bytes(end - first) + TAG)
 
     def prepare(self, sets: int) -> None:
-        """Make ``sets`` more sets. Raises ``InputError`` before they would pass the limit."""
+        """Make ``sets`` more sets. Raises ``InputError``, and makes none, if they would pass the limit."""
+        if self._size * (len(self) + sets) > self._limit:
+            raise InputError(
+                f"{len(self) + sets} sets of masks do not fit in the {self._limit} bytes of mask memory; "
+                f"{len(self)} are ready",
+                "prepare fewer sets, or allow more with --mask-memory",
+            )
         for _ in range(sets if self._layers else 0):
-            if self._size * (len(self) + 1) > self._limit:
-                raise InputError(
-                    f"{len(self) + 1} sets of masks do not fit in {self._limit} bytes; {len(self)} are ready",
-                    "prepare fewer sets, or allow more mask memory with --mask-memory",
-                )
             self._ready.append(self._put_away())
 
     def _put_away(self) -> MaskSet:

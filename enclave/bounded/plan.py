@@ -143,17 +143,19 @@ def scratch(layer: Known, rows: int, piece: int) -> int:
     drawing = 48 * width * channels  # a row of the push mask
     encoding = 24 * taken + min(block, 48 * taken)
     popping = wide * taken + _linear(layer.true, layer.digits, taken, positions, channels, piece)
-    popping += 24 * positions * layer.true.filters if layer.exact else 0
+    sums = layer.digits * positions * layer.true.filters
+    popping += 24 * sums + min(block, 48 * sums) if layer.exact else 0
     adding = sum(_linear(part, 1, taken, positions, channels, piece) for part in layer.private)
     checking = (32 if layer.exact else 16) * (layer.stack * taken + answers) + 16 * layer.stack * positions * channels
     restoring = 48 * results + (24 * answers if layer.exact else 0) + min(block, 48 * answers)
-    return held + max(drawing, encoding, popping + block, adding + 8 * results, checking, restoring)
+    return held + max(drawing, encoding, popping, adding + 8 * results, checking, restoring)
 
 
 def _linear(weights: Weights, images: int, taken: int, positions: int, channels: int, piece: int) -> int:
-    """Bytes of :func:`enclave.bounded.bands.linear`: its input in float32, patches, sums, the result, and weights."""
+    """Bytes of :func:`enclave.bounded.bands.linear`: its input in float32, patches, sums, the result, and weights;
+    patches and weights once more, as the BLAS packs them into buffers of its own."""
     reading = max(piece, weights.least)
-    return 4 * images * (taken + positions * channels + 2 * positions * weights.filters) + 2 * reading
+    return 4 * images * (taken + 2 * positions * channels + 2 * positions * weights.filters) + 3 * reading
 
 
 def choose(layer: Known, room: int) -> Bands:
