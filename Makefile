@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint zoo bench accelerators clean
+.PHONY: demo test slow lint zoo bench accelerators browser clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/shadownet demo
@@ -31,7 +31,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[attacks]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
@@ -54,6 +54,14 @@ $(VENV)/.swiftshader: $(VENV)/bin/python
 	mkdir -p $(VENV)/swiftshader
 	cd $(VENV)/swiftshader && apt-get download chromium-common libvulkan1
 	cd $(VENV)/swiftshader && for package in *.deb; do dpkg -x "$$package" . && rm "$$package"; done
+	touch $@
+
+# For the tests of the report's page: a browser from Debian, and what drives it.
+browser: $(VENV)/.browser
+
+$(VENV)/.browser: $(VENV)/.dev
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -q -y chromium fonts-dejavu; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.45'
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from accelerator.backends import Backend, create
 from accelerator.recorder import Recorder
 from accelerator.serving import NativeLoop
 from shadownet.wire import arena as shared
+from shadownet.wire.calls import CallLog
 from shadownet.wire.channel import Channel, Closed
 from shadownet.wire.errors import Error, WorkerError
 from shadownet.wire.tensors import parse_shape
@@ -23,10 +25,11 @@ class Worker:
     """Answers one enclave: set-up over the socket, layers over the arena."""
 
     def __init__(
-        self, enclave: Channel, backend: Backend, spin_s: float, recorder: Recorder | None, notes: int | None
-    ) -> None:
+        self, enclave: Channel, backend: Backend, spin_s: float, recorder: Recorder | None, notes: int | None,
+        calls: CallLog | None,
+    ) -> None:  # fmt: skip
         self._enclave, self._backend, self._spin_s, self._recorder = enclave, backend, spin_s, recorder
-        self._notes = notes
+        self._notes, self._calls = notes, calls
         self._callee: shared.Callee | None = None
         self._native: NativeLoop | None = None
         self._arena: shared.Arena | None = None
@@ -44,17 +47,23 @@ class Worker:
 
     def _run(self, layer: int) -> None:
         assert self._callee is not None
+        begun = time.monotonic_ns() if self._calls else 0
         try:
             self._backend.run(layer)
         except (RuntimeError, ValueError, IndexError):
             self._callee.answer(shared.FAILED)
             return
+        if self._calls:
+            self._calls.add(layer, begun, time.monotonic_ns())
         if self._recorder is not None and layer < len(self._layers):
             self._recorder.record(*self._layers[layer])
         self._callee.answer(shared.OK)
 
     def _control(self) -> None:
         request, _, fds = self._enclave.receive(None)
+        if request.get("do") == "probe" and self._callee and not fds:
+            self._probe(int(request["layer"]))
+            return
         if request.get("do") != "open" or len(fds) != 3:
             raise WorkerError("the enclave sent an unknown request")
         for fd in self._held:
@@ -73,10 +82,22 @@ class Worker:
             self._enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
             return
         if self._recorder is None:
-            self._native = NativeLoop.create(self._backend, arena.address(), fds[2], self._spin_s)
+            self._native = NativeLoop.create(self._backend, arena.address(), fds[2], self._spin_s, self._table())
         bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), 0.0 if self._native else self._spin_s)
         self._callee = shared.Callee(arena.words(), bell)
-        self._enclave.send({"ok": True})
+        self._enclave.send({"ok": True, "precision": self._backend.precision})
+
+    def _probe(self, layer: int) -> None:
+        """Run a layer for the enclave's test of our arithmetic. Not recorded: the numbers are random."""
+        run = getattr(self._backend, "probe", self._backend.run)
+        try:
+            run(layer)
+            self._enclave.send({"ok": True})
+        except (RuntimeError, ValueError, IndexError):
+            self._enclave.send({"ok": False})
+
+    def _table(self) -> int:
+        return self._calls.table.ctypes.data if self._calls else 0
 
     def _tell(self, notes: list[str]) -> None:
         """Pass on what the user should know, as far as the pipe takes it without waiting for a reader."""
@@ -101,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spin", type=float, default=0.0, metavar="SECONDS", help="poll this long before sleeping")
     parser.add_argument("--record", metavar="FILE", help="write every byte that crosses to this .npz file")
     parser.add_argument("--notes", type=int, metavar="FD", help="pipe for what the user should know, line by line")
+    parser.add_argument("--calls", type=int, metavar="FD", help="shared memory for when which layer ran")
     args = parser.parse_args(argv)
     enclave = Channel.from_fd(args.enclave, "enclave")
     try:
@@ -111,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     recorder = Recorder(args.record) if args.record else None
     try:
-        Worker(enclave, backend, args.spin, recorder, args.notes).serve()
+        calls = CallLog.attach(args.calls) if args.calls is not None else None
+        Worker(enclave, backend, args.spin, recorder, args.notes, calls).serve()
     except Closed:
         pass  # the enclave is done with us
     except Error as error:

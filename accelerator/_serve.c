@@ -25,18 +25,27 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Serve until no request has come for spin_ns; returns the last request served. */
+/* Add a row to the table of shadownet/wire/calls.py, while there is room. */
+static void note_call(int64_t *calls, uint64_t layer, int64_t begun) {
+    if (calls[0] < 0 || calls[0] >= calls[1]) return;
+    int64_t *row = calls + 3 * ++calls[0];
+    row[0] = (int64_t)layer, row[1] = begun, row[2] = now_ns();
+}
+
+/* Serve until no request has come for spin_ns; returns the last request served. `calls` may be 0: no timeline. */
 uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers, uint64_t count, int64_t ring,
-                  int64_t spin_ns) {
+                  int64_t spin_ns, int64_t *calls) {
     int64_t start = now_ns();
     char *next = 0, *end = 0; /* the next layer's output: its cache lines are taken while there is time */
     for (int spins = 0;; spins++) {
         const uint64_t request = __atomic_load_n(record + REQUEST, __ATOMIC_ACQUIRE);
         if (request != done) {
             const uint64_t layer = record[LAYER + (done + 1) % SLOTS];
+            const int64_t begun = calls ? now_ns() : 0;
             int failed = layer >= count;
             if (!failed) failed = run(layers[layer].model, layers[layer].signature, 1, layers[layer].input, 1,
                                       layers[layer].output) != 0;
+            if (calls) note_call(calls, layer, begun);
             record[STATUS + ++done % SLOTS] = (uint64_t)failed;
             __atomic_store_n(record + REPLY, done, __ATOMIC_RELEASE);
             if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return done; /* full: it has rung */

@@ -21,24 +21,34 @@ class _Layer(ctypes.Structure):
 class NativeLoop:
     """Answers requests until none comes for a while. ``create`` returns None where that is impossible."""
 
-    def __init__(self, library: ctypes.CDLL, backend: Any, record: int, ring_fd: int, spin_s: float) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, backend: Any, record: int, ring_fd: int, spin_s: float, calls: int
+    ) -> None:
         run, table = backend.native()
         self._layers = (_Layer * len(table))(*(_Layer(*row) for row in table))
         self._serve = library.sn_serve
         self._serve.restype = ctypes.c_uint64
         self._serve.argtypes = (
             ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64,
-            ctypes.c_int64,
+            ctypes.c_int64, ctypes.c_void_p,
         )  # fmt: skip
-        self._arguments = (ctypes.cast(run, ctypes.c_void_p), self._layers, len(table), ring_fd, int(spin_s * 1e9))
+        self._arguments = (
+            ctypes.cast(run, ctypes.c_void_p),
+            self._layers,
+            len(table),
+            ring_fd,
+            int(spin_s * 1e9),
+            calls,
+        )
         self._record = record
 
     @classmethod
-    def create(cls, backend: Any, record: int, ring_fd: int, spin_s: float) -> NativeLoop | None:
+    def create(cls, backend: Any, record: int, ring_fd: int, spin_s: float, calls: int) -> NativeLoop | None:
+        """``calls`` is the address of a :class:`~shadownet.wire.calls.CallLog`'s table, 0 for none."""
         spec = importlib.util.find_spec("accelerator._serve")
         if spec is None or spec.origin is None or not hasattr(backend, "native"):
             return None
-        return cls(ctypes.CDLL(spec.origin), backend, record, ring_fd, spin_s)
+        return cls(ctypes.CDLL(spec.origin), backend, record, ring_fd, spin_s, calls)
 
     def run(self, done: int) -> int:
         """Serve from request number ``done`` on; returns the number of the last request served."""

@@ -44,7 +44,8 @@ def survey(name: str) -> dict[str, Any]:
     if notes or not np.array_equal(source, target):
         return {"ok": False, "found": "computes wrongly", "hint": "use another backend, or another driver"}
     package = _PACKAGES.get(name, "ai-edge-litert")
-    found = f"{package} {importlib.metadata.version(package)}, Python {platform.python_version()}"
+    version = importlib.metadata.version(package)
+    found = f"{backend.precision}, {package} {version}, Python {platform.python_version()}"
     return {"ok": True, "found": found, "hint": ""}
 
 

@@ -59,7 +59,7 @@ class Worker:
         return {
             "entries": {
                 key: [[spec.to_json() for spec in side] for side in (entry.inputs, entry.outputs)]
-                for key, entry in self._executor.program.entries.items()
+                for key, entry in self._executor.entries.items()
             },
             "signatures": signatures,
         }
@@ -71,9 +71,10 @@ class Worker:
         header, plaintext = sealing.unseal(bundle, secret)
         Counters(key, secret).admit(header.lineage, header.serial)
         program, blobs = container.unpack(plaintext)
+        self._unsealed = sum(blob.nbytes for blob in blobs.values())
         parsed = Program.parse(program, blobs, bool(request["mask_input"]))
         threads, memory = int(request["num_threads"]), int(request["mask_memory"])
-        public = sealing.public_half(bundle, header) if parsed.checked and parsed.layers else b""
+        public = sealing.public_half(bundle, header) if parsed.layers else b""
         self._executor = Executor(parsed, public, threads, self._link, memory, Trace(bool(request["trace"])))
         return program["signatures"]
 
@@ -85,6 +86,7 @@ class Worker:
         secret = load(key)
         header, sealed = Sealed.open(bundle, secret, meter)
         Counters(key, secret).admit(header.lineage, header.serial)
+        self._unsealed = header.size
         self._executor = executor = BoundedExecutor(
             bundle, header, sealed, self._link, meter, int(request["enclave_memory"]), int(request["mask_memory"]),
             bool(request["mask_input"]), Trace(bool(request["trace"])), baseline,
@@ -94,7 +96,7 @@ class Worker:
     def allocate(self, request: dict[str, Any]) -> tuple[dict[str, Any], Arena]:
         """Fix the input shapes of one entry, lay out the app's arena and hand it over."""
         self._entry = int(request["entry"])
-        if self._entry not in self._executor.program.entries:
+        if self._entry not in self._executor.entries:
             raise errors.InputError("the model has no such subgraph")
         shapes = [parse_shape(s) for s in request["shapes"]]
         self._interface = self._executor.allocate(self._entry, shapes, 2 if request["pipelined"] else 1)
@@ -122,12 +124,9 @@ class Worker:
         waiting = iter(strings)
         attached: list[Array] = []
         shapes = []
-        for first in range(0, count, self._executor.lanes):
-            together = range(first, min(first + self._executor.lanes, count))
-            results = self._executor.invoke_many([self._inputs(k, waiting) for k in together])
-            for k, outputs in zip(together, results, strict=True):
-                shapes.append([list(value.shape) for value in outputs])
-                self._deliver(k, outputs, attached)
+        for k, outputs in enumerate(self._executor.invoke_many([self._inputs(k, waiting) for k in range(count)])):
+            shapes.append([list(value.shape) for value in outputs])
+            self._deliver(k, outputs, attached)
         return {"shapes": shapes}, attached
 
     def _inputs(self, place: int, strings: Iterator[Array]) -> list[Array]:
@@ -166,6 +165,7 @@ class Worker:
             "accelerator_seconds": link.seconds if link else 0.0,
             **(link.phases() if link else dict.fromkeys(PHASES, 0.0)),
             "total_seconds": self._executor.seconds,
+            "unsealed_bytes": self._unsealed,
             "masks_ready": len(self._executor.masks),
             "masks_made_inline": self._executor.masks.made_inline,
             "tracked_bytes": self._executor.nbytes,

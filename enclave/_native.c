@@ -31,6 +31,7 @@ typedef struct {
     int64_t ring, wait, hangup, app; /* descriptors: two pipes, the accelerator's socket, the app's or -1 */
     int64_t spin_ns, timeout_ns;
     int64_t waiting_ns, reading_ns, finishing_ns, sending_ns, checking_ns; /* time spent, for the statistics */
+    int64_t arrived_ns; /* when the last answer did, for the timeline */
 } Link;
 
 /* One activation: clamp to [low, high], or leaky with slope low. */
@@ -291,9 +292,9 @@ CLONES static void send_rows(const Send *s, const float *mask) {
 /* One inference on its way through its steps. Two lanes keep the accelerator busy while one of them is finished here. */
 typedef struct {
     const Step *steps;
-    int64_t count, next; /* the step that runs */
+    int64_t count, next; /* the step that runs; count when there is nothing to run */
     const char *masks;
-    uint64_t sequence; /* of the request that is out */
+    uint64_t sequence; /* of the request that is out, 0 for none */
     int64_t asked;
 } Lane;
 
@@ -307,6 +308,7 @@ static int start_layer(Link *link, Lane *lane) {
         send_rows(s, at(lane->masks, s->push));
         link->sending_ns += now_ns() - start;
     }
+    lane->sequence = 0;
     if (lane->next == lane->count) return OK;
     const Finish *f = &lane->steps[lane->next].finish;
     lane->asked = now_ns();
@@ -328,6 +330,7 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     int outcome = await(link, lane->sequence, lane->asked, claimed, stream(pop, size), stream(push, size));
     const int64_t arrived = now_ns();
     link->waiting_ns += arrived - start;
+    link->arrived_ns = arrived;
     if (outcome != OK) return outcome;
     const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
     outcome = take(f, check_of(f), blocks);
@@ -343,19 +346,38 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     return OK;
 }
 
-/* Run lanes through their steps, in turn. Returns OK, or an outcome and in `failed` the layer at which it came up. */
-int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *failed) {
+/* The lane whose request has been out for longest, or NULL if none is. */
+static Lane *oldest(Lane *lanes, int64_t count) {
+    Lane *found = 0;
+    for (Lane *lane = lanes; lane < lanes + count; lane++)
+        if (lane->sequence && (!found || lane->sequence < found->sequence)) found = lane;
+    return found;
+}
+
+/* Run lanes through their steps, in turn, until one is through: its number is put into `which`. The other one's request
+ * stays out. Returns OK, or an outcome and in `which` the layer at which it came up. */
+int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
     int outcome = OK;
-    for (int64_t l = 0; l < count && outcome == OK; l++) outcome = start_layer(link, lanes + l);
-    for (int64_t left = 1; left && outcome == OK;) {
-        left = 0;
-        for (int64_t l = 0; l < count && outcome == OK; l++) {
-            if (lanes[l].next == lanes[l].count) continue;
-            outcome = end_layer(link, lanes + l, row, zeros);
-            if (outcome == OK) outcome = start_layer(link, lanes + l);
-            if (outcome != OK) *failed = lanes[l].steps[lanes[l].next].finish.layer;
-            left = 1;
+    Lane *lane = 0;
+    for (Lane *l = lanes; l < lanes + count && outcome == OK; l++)
+        if (!l->sequence && l->next < l->count) outcome = start_layer(link, lane = l);
+    while (outcome == OK && (lane = oldest(lanes, count))) {
+        outcome = end_layer(link, lane, row, zeros);
+        if (outcome == OK) outcome = start_layer(link, lane);
+        if (outcome == OK && !lane->sequence) {
+            *which = lane - lanes;
+            return OK;
         }
     }
+    if (outcome != OK) *which = lane->steps[lane->next].finish.layer;
+    return outcome;
+}
+
+/* Wait for the requests that are out, and forget the steps behind them. */
+int sn_settle(Link *link, Lane *lanes, int64_t count) {
+    const Stream none = {0, 0};
+    int outcome = OK;
+    for (Lane *lane; outcome == OK && (lane = oldest(lanes, count)); lane->sequence = 0, lane->next = lane->count)
+        outcome = await(link, lane->sequence, lane->asked, none, none, none);
     return outcome;
 }

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from enclave import formats, native, stretch
+from enclave import formats, native
 from enclave.exact import Residues
 from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
+from enclave.precision import Probe, judge, require
 from enclave.program import Entry, Layer, Program, Segment
 from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
 from shadownet.wire.errors import BundleError, InputError, IntegrityError
+from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Action = Segment | Layer | list[Stretch]  # a stretch for each lane
+
+
+@dataclass
+class Passage:
+    """One inference on its way in a lane. ``done`` counts actions, ``checked`` are the layer calls that are checked."""
+
+    lane: int
+    number: int
+    tensors: dict[int, Array]
+    masks: MaskSet
+    checked: dict[int, bool]
+    start: float
+    done: int = 0
+
+    def pass_by(self, dead: list[int]) -> None:
+        """An action is done, after which nobody needs these tensors."""
+        self.done += 1
+        for t in dead:
+            self.tensors.pop(t, None)
 
 
 class Executor:
@@ -33,10 +55,10 @@ class Executor:
         self, program: Program, public: bytes, num_threads: int, link: Accelerator | None, mask_memory: int,
         trace: Trace,
     ) -> None:  # fmt: skip
-        """``public`` is the verified public model, from which checks of answers are made; b"" if there are none."""
+        """``public`` is the verified public model, from which tests and checks of answers are made; b"" if none is."""
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
-        self.program, self.trace = program, trace
+        self.program, self.entries, self.trace = program, program.entries, trace
         self._trusted, self._true = (
             TrustedModel(model, num_threads) if model else None for model in (program.model, program.linear)
         )
@@ -46,13 +68,15 @@ class Executor:
             layer.number: Checker(layer.public, public, layer.format.exact, self._rng)
             for layer in (program.layers if program.checked else [])
         }
-        self._geometries: dict[int, Geometry] = {}
+        self._probes = [Probe(layer.public, public, layer.format.exact, self._rng) for layer in program.layers]
+        self._geometries: list[Geometry] = []
         self._native_checks: dict[int, list[NativeCheck]] = {}  # by layer, one for each lane
         self._shapes: list[tuple[Shape, Shape]] = []  # of each layer's input and output
         self.lanes = 1
         self._entry: int | None = None
         self._inputs: list[Shape] = []
         self._actions: list[tuple[Action, list[int]]] = []
+        self._overlap = False  # whether two inferences can be under way
         self._stretches: dict[int, Stretch] = {}  # by layer
         self.masks = MaskPool([], self._make_mask, mask_memory)
         self.seconds = 0.0
@@ -124,15 +148,28 @@ class Executor:
             ],
             self.lanes,
         )
+        self._geometries = [
+            Geometry(layer.public, _times(layer.stack, inp), _times(layer.stack, (*out[:-1], layer.slots)))
+            for layer, (inp, out) in zip(self.program.layers, wanted, strict=True)
+        ]
+        self._try()
         self._shapes = wanted
+
+    def _try(self) -> None:
+        """Have the accelerator's arithmetic tested, layer by layer. Raises ``WorkerError`` or ``IntegrityError``."""
+        link, program = self._link, self.program
+        assert link is not None
+        require(link.precision, program.precision, any(layer.format.exact for layer in program.layers))
+        for layer, probe, geometry in zip(program.layers, self._probes, self._geometries, strict=True):
+            sent = probe.input(link.input(layer.number).shape)
+            np.copyto(link.input(layer.number), sent)
+            link.probe(layer.number, layer.name)
+            excess = probe.excess(geometry, sent, link.output(layer.number), PRECISIONS[link.precision])
+            judge(excess, link.precision, layer.name)
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
-        self._actions, self._stretches, self._geometries, self._native_checks = [], {}, {}, {}
-        for number in self._checkers:
-            layer, (source, target) = self.program.layers[number], self._shapes[number]
-            crossing = _times(layer.stack, source), _times(layer.stack, (*target[:-1], layer.slots))
-            self._geometries[number] = Geometry(layer.public, *crossing)
+        self._actions, self._stretches, self._native_checks = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
         native_run = native.load() is not None
         at = 0
@@ -147,6 +184,8 @@ class Executor:
             dead = [t for step in entry.dead_after[at:end] for t in step]
             self._actions.append(([self._stretch(entry, at, end, lane) for lane in range(self.lanes)], dead))
             at = end
+        # A layer in NumPy has the accelerator for itself.
+        self._overlap = not any(isinstance(action, Layer) for action, _ in self._actions)
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
 
     def _fits(self, step: Segment | Layer, known: dict[int, Shape]) -> bool:
@@ -168,7 +207,7 @@ class Executor:
         }
         for number, check in checks.items():
             self._native_checks.setdefault(number, []).append(check)
-        places = {} if lane else self._places(entry, layers)
+        places = self._places(entry, layers) if self.lanes == 1 else {}  # a segment's input is there once
         made = Stretch(layers, self._shapes, later, places, self._link, checks, lane)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
@@ -192,88 +231,136 @@ class Executor:
         return self.invoke_many([inputs])[0]
 
     def invoke_many(self, requests: list[list[Array]]) -> list[list[Array]]:
-        """As many inferences as there are lanes, or fewer: while the accelerator works on one, the enclave works on
-        the other. Results are those of one after the other."""
+        """Many inferences. With two lanes two are under way at a time: while the accelerator works on one, the enclave
+        works on the other. Results are those of one after the other; of several they are copies."""
         if self._entry is None:
             raise InputError("call allocate_tensors() first")
         start = time.perf_counter()
-        entry = self.program.entries[self._entry]
-        tensors = [accept(entry, inputs) for inputs in requests]
-        masks = [self.masks.take() for _ in requests]
-        self._choose()
-        for action, dead in self._actions:
-            self._act(action, tensors, masks)
-            for found in tensors:
-                for t in dead:
-                    found.pop(t, None)
-        for used in masks:
-            self.masks.recycle(used)
+        waiting, free = deque(enumerate(requests)), list(range(self.lanes if self._overlap else 1))
+        under_way: dict[int, Passage] = {}
+        results: list[list[Array]] = [[] for _ in requests]
+        try:
+            while waiting or under_way:
+                if waiting and free:
+                    lane = free.pop()
+                    passage = under_way[lane] = self._enter(lane, *waiting.popleft())
+                else:
+                    assert self._link is not None
+                    lane = self._link.run(self.trace)
+                    passage = under_way[lane]
+                    self._collect(passage)
+                if not self._advance(passage):
+                    results[passage.number] = self._leave(passage, copied=len(requests) > 1)
+                    del under_way[lane]
+                    free.append(lane)
+        except (InputError, MemoryError):  # others end the session
+            if self._link is not None:
+                self._link.settle()
+            raise
         self.seconds += time.perf_counter() - start
-        return [[found[spec.index] for spec in entry.outputs] for found in tensors]
+        return results
 
-    def _act(self, action: Action, tensors: list[dict[int, Array]], masks: list[MaskSet]) -> None:
-        if isinstance(action, list):
-            stretch.run(action[: len(tensors)], tensors, masks, self.trace)
-            return
-        for found, own in zip(tensors, masks, strict=True):
+    def _enter(self, lane: int, number: int, inputs: list[Array]) -> Passage:
+        start = time.perf_counter()
+        assert self._entry is not None
+        tensors = accept(self.program.entries[self._entry], inputs)
+        return Passage(lane, number, tensors, self._take_masks(), self._choose(lane), start)
+
+    def _advance(self, passage: Passage) -> bool:
+        """Run what needs no accelerator up to the next stretch and begin it; False if there is none."""
+        for action, dead in self._actions[passage.done :]:
+            if isinstance(action, list):
+                action[passage.lane].begin(passage.tensors, passage.masks)
+                return True
             began = time.perf_counter()
             if isinstance(action, Segment):
-                self._segment(action, found, copied=len(tensors) > 1)
-                self.trace.add(f"segment {action.subgraph}", "enclave", began)
+                self._segment(action, passage.tensors)
+                name, which = "trusted segment", {"subgraph": action.subgraph}
             else:
-                found[action.output] = self._linear(action, found, own)
-                self.trace.add(action.name, "enclave", began)
+                passage.tensors[action.output] = self._linear(action, passage)
+                name, which = action.name, {}
+            if self.trace.enabled:
+                held = sum(value.nbytes for value in passage.tensors.values())
+                self.trace.work(name, began, which | {"held": held})
+            passage.pass_by(dead)
+        return False
 
-    def _choose(self) -> None:
-        """Choose the layer calls that are checked; inferences under way at the same time share the choice."""
-        if self._checkers:
-            self._chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
+    def _collect(self, passage: Passage) -> None:
+        """Take the results of the stretch that is through."""
+        stretches, dead = self._actions[passage.done]
+        assert isinstance(stretches, list)
+        passage.tensors.update(stretches[passage.lane].outputs)
+        passage.pass_by(dead)
+
+    def _leave(self, passage: Passage, copied: bool) -> list[Array]:
+        assert self._entry is not None
+        self.masks.recycle(passage.masks)
+        self.trace.work("inference", passage.start)
+        outputs = [passage.tensors[spec.index] for spec in self.program.entries[self._entry].outputs]
+        return [np.array(value) for value in outputs] if copied else outputs
+
+    def _take_masks(self) -> MaskSet:
+        start, made = time.perf_counter(), self.masks.made_inline
+        taken = self.masks.take()
+        if self.trace.enabled:
+            sizes = {self.program.layers[number].name: size for number, size in taken.sizes().items()}
+            self.trace.work("make masks" if self.masks.made_inline > made else "take masks", start, sizes)
+        return taken
+
+    def _choose(self, lane: int) -> dict[int, bool]:
+        """Choose the layer calls of an inference that are checked."""
+        chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
         if self._policy.share < 1:
             for number, checks in self._native_checks.items():
-                for check in checks:
-                    check.record["active"] = self._chosen[number]
+                checks[lane].record["active"] = chosen[number]
+        return chosen
 
-    def _check(self, layer: Layer, sent: Array, answer: Array) -> None:
+    def _check(self, layer: Layer, passage: Passage, sent: Array, answer: Array) -> None:
         """Raises ``IntegrityError`` if the layer's turn is checked and the answer does not belong to what was sent."""
-        if layer.number not in self._checkers or not self._chosen[layer.number]:
+        if layer.number not in self._checkers or not passage.checked[layer.number]:
             return
         if not self._checkers[layer.number].holds(self._geometries[layer.number], sent, answer):
             assert self._link is not None
             self._link.refuse(layer.name)
 
-    def _segment(self, segment: Segment, tensors: dict[int, Array], copied: bool) -> None:
-        """``copied``: results must outlive the segment's next run."""
+    def _segment(self, segment: Segment, tensors: dict[int, Array]) -> None:
         inputs, outputs = ([local for _, local in side] for side in (segment.inputs, segment.outputs))
         results = self._runtime().run(segment.subgraph, inputs, [tensors[t] for t, _ in segment.inputs], outputs)
-        if copied:
+        if self.lanes > 1:  # results must outlive the segment's next run
             results = [np.array(result) for result in results]
         tensors.update(zip((t for t, _ in segment.outputs), results, strict=True))
 
-    def _linear(self, layer: Layer, tensors: dict[int, Array], masks: MaskSet) -> Array:
+    def _linear(self, layer: Layer, passage: Passage) -> Array:
         """Mask, dispatch, check, restore, unmask, finish one linear layer, in NumPy."""
-        link = self._link
+        link, tensors, masks = self._link, passage.tensors, passage.masks
         assert link is not None
         if layer.residues is not None:
-            return self._exact(layer, layer.residues, tensors, masks)
+            return self._exact(layer, layer.residues, passage)
         encoded, context = formats.encode(layer.format, tensors[layer.input])
         sent = layer.restore.shuffle(encoded)
         if layer.masked:
             sent = sent + masks.push(layer.number)
         np.copyto(link.input(layer.number), sent)
-        began = time.perf_counter()
-        link.call(layer.number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, bytes_sent=4 * sent.size)
-        answer = link.read(layer.number, layer.name)
-        self._check(layer, sent, answer)
+        answer = self._ask(layer)
+        self._check(layer, passage, sent, answer)
         y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
         if layer.masked:
             y -= masks.pop(layer.number)
         self._add_private(layer, encoded, y)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
 
-    def _exact(self, layer: Layer, residues: Residues, tensors: dict[int, Array], masks: MaskSet) -> Array:
+    def _ask(self, layer: Layer) -> Array:
+        """Have the accelerator run a layer, and copy its answer."""
+        assert self._link is not None
+        began = time.perf_counter()
+        self._link.call(layer.number, layer.name)
+        if self.trace.enabled:
+            self._link.crossed(layer.number, began, (began, time.perf_counter() - began), self.trace)
+        return self._link.read(layer.number, layer.name)
+
+    def _exact(self, layer: Layer, residues: Residues, passage: Passage) -> Array:
         """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
-        link, number = self._link, layer.number
+        link, number, tensors, masks = self._link, layer.number, passage.tensors, passage.masks
         assert link is not None
         encoded, context = formats.encode(layer.format, tensors[layer.input])
         target = link.input(number)
@@ -281,13 +368,10 @@ class Executor:
         sent = link.kept[0][: target.size].reshape(target.shape)
         residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
         np.copyto(target, sent)
-        began = time.perf_counter()
-        link.call(number, layer.name)
-        self.trace.add(layer.name, "accelerator", began, bytes_sent=target.nbytes)
-        answer = link.read(number, layer.name)
+        answer = self._ask(layer)
         if not residues.possible(answer):
             raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
-        self._check(layer, sent, answer)
+        self._check(layer, passage, sent, answer)
         y = residues.receive(answer, layer.restore, masks.pop(number) if layer.masked else None)
         self._add_private(layer, encoded, y)
         return layer.format.decode(y, context, tensors.get(layer.format.residual))
@@ -332,12 +416,8 @@ class Executor:
     def nbytes(self) -> int:
         """What the enclave holds of its own: weights and plan, masks, buffers; not LiteRT's, not Python's."""
         layers = self.program.layers
-        own = (
-            len(self.program.model)
-            + len(self.program.linear)
-            + self.masks.held
-            + (self._link.nbytes if self._link else 0)
-        )
+        own = len(self.program.model) + len(self.program.linear)
+        own += self.masks.held + (self._link.nbytes if self._link else 0)
         own += sum(array.nbytes for layer in layers for array in layer.restore.to_blobs().values())
         stretches = {id(s): s for action, _ in self._actions if isinstance(action, list) for s in action}
         return own + sum(s.nbytes for s in stretches.values())

@@ -13,7 +13,9 @@ terms errs by u times its size), so s Y errs by u sqrt(D) sqrt(sum s_m^2 |w_m|^2
 with |x| at most sqrt(taps) times the largest norm of an input position: about sixteen deviations for like-signed
 terms, hundreds for others. An attacker may move an answer by as much unnoticed; docs/integrity.md has the chances.
 Vectors are scaled by a power of two so that s Y is no larger than the largest answer: sums overflow no earlier than
-answers do. Numbers near the smallest floats lose up to ``TINY`` in each operation, which is allowed besides.
+answers do. Numbers near the smallest floats lose up to 2^-126 in each operation, which is allowed besides.
+u is float32's 2^-24. In a coarser precision the tolerance would be larger than most answers, so that the converter
+refuses to promise checks there.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from enclave import limbs
 from enclave.native import CHECK, GEOMETRY, POINTERS, TAPS, address
 from enclave.rng import Rng
 from shadownet.wire.errors import BundleError
+from shadownet.wire.precision import FLOAT32
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -36,8 +39,6 @@ Shape = tuple[int, ...]
 Q = 67_108_859  # the largest prime below 2^26
 VECTORS = 2
 KAPPA = 4.0
-UNIT = 2.0**-24
-TINY = 2.0**-126
 _CHUNK = 512  # filters folded at a time, so that no sum leaves int64
 
 
@@ -118,6 +119,31 @@ class Geometry:
                     out[:, rows[0], columns[0]] += x[:, rows[1], columns[1]] @ taps
         return out.reshape(-1, len(filters)).T
 
+    def at(self, x: Array, filters: Array, positions: Array) -> tuple[Array, Array, float]:
+        """As :meth:`apply`, at some positions only: [v, p]; the norms of the inputs that each meets [p]; and how many
+        those are at most."""
+        x = x.reshape(self.source)
+        image, y, column = np.unravel_index(positions, self.target[:3])
+        out, squares = np.zeros((len(filters), len(positions))), np.zeros(len(positions))
+        for ky in range(self.public.kernel[0]):
+            for kx in range(self.public.kernel[1]):
+                rows, columns = self._met(0, ky, y), self._met(1, kx, column)
+                inside = (rows >= 0) & (columns >= 0)
+                seen = np.where(inside[:, None], x[image, rows, columns].astype(np.float64), 0.0)
+                out += filters[:, ky, kx] @ seen.T
+                squares += np.square(seen).sum(axis=1)
+        return out, np.sqrt(squares), float(math.prod(filters.shape[1:]))
+
+    def _met(self, axis: int, tap: int, at: Array) -> Array:
+        """The input coordinates that a tap meets for these output coordinates, -1 for none."""
+        stride, dilation = self.public.stride[axis], self.public.dilation[axis]
+        start = tap * dilation - (self.top, self.left)[axis]
+        if self.public.kind == "TRANSPOSE_CONV":
+            met, hits = (at - start) // stride, (at - start) % stride == 0
+        else:
+            met, hits = at * stride + start, np.ones(len(at), bool)
+        return np.where(hits & (met >= 0) & (met < self.source[1 + axis]), met, -1)
+
     def meets(self, axis: int, tap: int) -> tuple[slice, slice]:
         """Indices that stay inside: (along the side with the smaller steps' count, what they meet on the other)."""
         stride, dilation = self.public.stride[axis], self.public.dilation[axis]
@@ -165,8 +191,8 @@ class Checker:
         size = math.sqrt(float((np.square(self.vectors, dtype=np.float64) * norms).sum(axis=1).max()))
         taps = math.prod(self.filters.shape[1:3])
         terms = taps * self.filters.shape[3] + norms.size
-        self.tolerance = KAPPA * UNIT * math.sqrt(terms * taps) * size  # in units of a position's norm
-        self.least = 4 * terms * TINY
+        self.tolerance = KAPPA * FLOAT32.unit * math.sqrt(terms * taps) * size  # in units of a position's norm
+        self.least = 4 * terms * FLOAT32.least
 
     def _fold(self, weights: Array) -> Array:
         """s W: [v, kh, kw, channels]. Each group's filters see its own channels only."""

@@ -15,6 +15,7 @@ from enclave.trace import Trace
 from shadownet.wire.arena import Arena, Caller, Doorbell, aligned, pipe
 from shadownet.wire.channel import Channel
 from shadownet.wire.errors import IntegrityError, WorkerError
+from shadownet.wire.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 PHASES = ("reading_seconds", "finishing_seconds", "sending_seconds", "checking_seconds")
@@ -23,16 +24,13 @@ OPEN_DEADLINE_S = 300.0  # compiling a large model for a GPU takes a while
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of the C loop, what crosses when they run, the loop's scratch memory, and where steps and memory lie."""
+    """Steps of the C loop, where they lie, and what crosses when they run."""
 
     steps: Array
+    address: int
     crossings: int
     bytes_out: int
     bytes_in: int
-    memory: tuple[Array, ...]
-    address: int
-    row: int
-    zeros: int
 
 
 class Accelerator:
@@ -45,7 +43,11 @@ class Accelerator:
         self._bells: tuple[int, ...] = ()
         self.private = np.empty(0, np.float32)
         self.kept = [self.private]  # by lane: what was sent, for checks
+        self.precision = "float32"
         self._native = native.Link()
+        self._lanes = (native.Lane * 1)()
+        self._plans: list[Plan | None] = [None]
+        self._scratch = np.zeros((2, 16), np.float32)  # of the C loop: a row, and one of zeros
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
@@ -54,7 +56,7 @@ class Accelerator:
 
         Layers take turns with two input and two output regions. A second lane has regions of its own; its layers
         follow those of the first. Without ``buffers`` there is no private memory, and answers are not :meth:`read`.
-        Raises ``WorkerError``.
+        ``precision`` is what the accelerator says of itself. Raises ``WorkerError``.
         """
         self._layer_count = len(layers)
         self._names = [str(layer["signature"]) for layer in layers]
@@ -80,6 +82,9 @@ class Accelerator:
                 os.close(fd)
             if answer.get("ok") is not True:
                 raise WorkerError(f"the accelerator cannot run the model: {_plain(answer.get('error', ''))}")
+            self.precision = str(answer.get("precision"))
+            if self.precision not in PRECISIONS:
+                raise WorkerError(f"the accelerator computes in {_plain(self.precision)}, which is no known precision")
         except WorkerError:
             arena.close()
             for fd in (request, reply):
@@ -105,7 +110,17 @@ class Accelerator:
         ]
         sent, answered = (max(column, default=0) // 4 if buffers else 0 for column in sizes)
         self.private = np.empty(answered, np.float32)
+        self._lanes, self._plans = (native.Lane * lanes)(), [None] * lanes
         self.kept = [np.empty(sent, np.float32) for _ in range(lanes)]
+
+    def probe(self, layer: int, name: str) -> None:
+        """Have a layer run for a test, which neither counts nor enters a transcript. Raises ``WorkerError``."""
+        self._channel.send({"do": "probe", "layer": layer}, timeout=OPEN_DEADLINE_S)
+        answer, _, fds = self._channel.receive(OPEN_DEADLINE_S)
+        for fd in fds:
+            os.close(fd)
+        if answer.get("ok") is not True:
+            self._refuse("failed", name)
 
     def refuse(self, name: str, outcome: str = "not right") -> None:
         """Raise the error for an answer that failed its check (or is "not finite")."""
@@ -127,53 +142,74 @@ class Accelerator:
         """Make ready steps of the C loop (``enclave.native.STEP``), whose rows have at most ``width`` columns."""
         layers = [int(layer) for layer in steps["layer"][steps["kind"] == native.FINISH]]
         sent, received = (sum(self._views[layer][side].nbytes for layer in layers) for side in (0, 1))
-        row, zeros = np.empty(width, np.float32), np.zeros(width, np.float32)
-        places = map(native.address, (steps, row, zeros))
-        return Plan(steps, len(layers), sent, received, (row, zeros), *places)
+        if width > self._scratch.shape[1]:
+            self._scratch = np.zeros((2, width), np.float32)
+        return Plan(steps, native.address(steps), len(layers), sent, received)
 
-    def run(self, plans: list[Plan], masks: list[int], trace: Trace) -> None:
-        """Run a plan, or one for each of two lanes in turn, with the masks at these addresses.
+    def begin(self, lane: int, plan: Plan, masks: int) -> None:
+        """Let :meth:`run` run a plan in a lane that has nothing to do, with the masks at this address."""
+        self._lanes[lane] = native.Lane(plan.address, len(plan.steps), 0, masks)
+        self._plans[lane] = plan
+
+    def run(self, trace: Trace) -> int:
+        """Run the plans of all lanes, in turn, until one is through; returns its lane.
 
         Raises as :meth:`call` and :meth:`read` do.
         """
         link = self._native
         link.sequence, waited = self._caller.sequence, link.waiting_ns
-        lanes = (native.Lane * len(plans))(
-            *(native.Lane(plan.address, len(plan.steps), 0, at) for plan, at in zip(plans, masks, strict=True))
-        )
-        if trace.enabled and len(plans) == 1:
-            self._traced(plans[0], lanes, trace)
-        else:
-            self._run(plans[0], lanes)
+        lane = self._traced(trace) if trace.enabled and len(self._lanes) == 1 else self._run()
         self._caller.sequence = link.sequence
         self.seconds += (link.waiting_ns - waited) * 1e-9
-        self.crossings += sum(plan.crossings for plan in plans)
-        self.bytes_out += sum(plan.bytes_out for plan in plans)
-        self.bytes_in += sum(plan.bytes_in for plan in plans)
+        plan, self._plans[lane] = self._plans[lane], None
+        assert plan is not None
+        self.crossings += plan.crossings
+        self.bytes_out += plan.bytes_out
+        self.bytes_in += plan.bytes_in
+        return lane
 
-    def _run(self, plan: Plan, lanes: ctypes.Array[native.Lane]) -> None:
-        failed = ctypes.c_int64(0)
-        code = native.load()(self._native, lanes, len(lanes), plan.row, plan.zeros, failed)
+    def settle(self) -> None:
+        """Wait until nothing is under way, and forget what was. Raises ``WorkerError``."""
+        if any(lane.sequence for lane in self._lanes):
+            outcome = native.settle(self._native, self._lanes)
+            if outcome != "ok":
+                self._refuse(outcome, "that was given up")
+
+    def _run(self) -> int:
+        which = ctypes.c_int64(0)
+        row, zeros = map(native.address, self._scratch)
+        code = native.load()(self._native, self._lanes, len(self._lanes), row, zeros, which)
         if code:
             self._caller.sequence = self._native.sequence
-            self._refuse(native.OUTCOMES[code], self._names[failed.value])
+            self._refuse(native.OUTCOMES[code], self._names[which.value])
+        return int(which.value)
 
-    def _traced(self, plan: Plan, lanes: ctypes.Array[native.Lane], trace: Trace) -> None:
+    def _traced(self, trace: Trace) -> int:
         """Step by step, so that each can be timed."""
+        (plan,), (lane,) = self._plans, self._lanes
+        assert plan is not None
         for step, (kind, layer) in enumerate(zip(plan.steps["kind"], plan.steps["layer"], strict=True)):
             start, waited = time.perf_counter(), self._native.waiting_ns
-            lanes[0].next, lanes[0].count = step, step + 1
-            self._run(plan, lanes)
-            name = "mask and send"
-            if kind == native.FINISH:
-                name, sent = self._names[layer], self._views[layer][0].nbytes
-                trace.add(name, "accelerator", start, 1e-9 * (self._native.waiting_ns - waited), bytes_sent=sent)
-            trace.add(name, "enclave", start)
+            lane.next, lane.count = step, step + 1
+            self._run()
+            if kind != native.FINISH:
+                trace.work("mask and send", start)
+                continue
+            waited = self._native.waiting_ns - waited
+            waiting = 1e-9 * (self._native.arrived_ns - waited), 1e-9 * waited
+            self.crossed(layer, 1e-9 * lane.asked, waiting, trace)
+            trace.work(self._names[layer], start)
+        return 0
+
+    def crossed(self, layer: int, asked: float, waiting: tuple[float, float], trace: Trace) -> None:
+        """Record that a layer ran; times as :meth:`Trace.call` takes them."""
+        sent, received = (view.nbytes for view in self._views[layer])
+        trace.call(self._names[layer], asked, waiting, sent, received)
 
     @property
     def nbytes(self) -> int:
         """Bytes of private buffers."""
-        return self.private.nbytes + sum(kept.nbytes for kept in self.kept)
+        return self.private.nbytes + self._scratch.nbytes + sum(kept.nbytes for kept in self.kept)
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""

@@ -57,6 +57,10 @@ class MaskSet:
     def pop(self, layer: int) -> Array:
         return self._pairs[layer][1]
 
+    def sizes(self) -> dict[int, int]:
+        """Bytes of each layer's pair."""
+        return {layer: push.nbytes + pop.nbytes for layer, (push, pop) in self._pairs.items()}
+
 
 def _padded(array: Array) -> int:
     return -(-array.nbytes // _LINE) * _LINE

@@ -74,6 +74,7 @@ class Link(ctypes.Structure):
         ("spin_ns", ctypes.c_int64),
         ("timeout_ns", ctypes.c_int64),
         *((name, ctypes.c_int64) for name in COUNTERS),
+        ("arrived_ns", ctypes.c_int64),
     )
 
 
@@ -94,6 +95,13 @@ def load() -> Any:
     run.argtypes = (ctypes.POINTER(Link), ctypes.POINTER(Lane), count, pointer, pointer, ctypes.POINTER(count))
     run.restype = ctypes.c_int
     return run
+
+
+def settle(link: Link, lanes: ctypes.Array[Lane]) -> str:
+    """Wait for the requests that are out; returns one of ``OUTCOMES``."""
+    library = _library()
+    assert library is not None
+    return OUTCOMES[library.sn_settle(ctypes.byref(link), lanes, ctypes.c_int64(len(lanes)))]
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from enclave.formats import Format
 from enclave.integrity import Public
 from enclave.restore import Restore
 from shadownet.wire.errors import BundleError, InputError
+from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +94,7 @@ class Program:
     outside: two models, b"" where there is none.
 
     ``checked`` is the share of layer calls whose answers are checked, 0 to 1; ``stateful`` programs remember something
-    from one inference to the next.
+    from one inference to the next; ``precision`` is the coarsest in which the accelerator may compute.
     """
 
     layers: list[Layer]
@@ -102,6 +103,7 @@ class Program:
     linear: bytes
     checked: float
     stateful: bool
+    precision: str
 
     @classmethod
     def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
@@ -109,13 +111,21 @@ class Program:
         try:
             layers = [parse_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
             entries = {int(key): parse_entry(entry, blobs, layers) for key, entry in record["entries"].items()}
-            checked = float(record["checked"])
-            if not 0 <= checked <= 1:
-                raise ValueError("no share of layer calls")
+            checked, precision = parse_demands(record)
             models = blobs["trusted"].tobytes(), blobs["linear"].tobytes()
-            return cls(layers, entries, *models, checked, bool(record["stateful"]))
+            return cls(layers, entries, *models, checked, bool(record["stateful"]), precision)
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
+
+
+def parse_demands(record: dict[str, Any]) -> tuple[float, str]:
+    """What a program asks of the accelerator: (share of answers that is checked, coarsest precision).
+
+    Raises ``KeyError`` or ``ValueError``."""
+    checked, precision = float(record["checked"]), str(record.get("precision", "float32"))
+    if not 0 <= checked <= 1 or precision not in PRECISIONS:
+        raise ValueError("no share of layer calls, or no precision")
+    return checked, precision
 
 
 def parse_layer(number: int, record: dict[str, Any], blobs: Mapping[str, Array], mask_input: bool) -> Layer:

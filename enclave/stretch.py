@@ -15,10 +15,9 @@ import numpy as np
 from enclave import native
 from enclave.formats import Activation, Float
 from enclave.integrity import NativeCheck
-from enclave.link import Accelerator, Plan
+from enclave.link import Accelerator
 from enclave.masks import Layout, MaskSet, Pair
 from enclave.program import Layer
-from enclave.trace import Trace
 from shadownet.wire.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -197,8 +196,9 @@ class Stretch:
             self._steps[name][patch.rows] = (layout.pop_at if name == "pop" else layout.push_at)[patch.layers]
         self._layout = layout
 
-    def ready(self, tensors: dict[int, Array], masks: MaskSet) -> Plan:
-        """Point the steps at tensors that were made elsewhere and at these masks. The tensors must outlive the run."""
+    def begin(self, tensors: dict[int, Array], masks: MaskSet) -> None:
+        """Let the link run all layers with these masks; ``outputs`` are the results when it is through. ``tensors``
+        are those made elsewhere, and must outlive the run. Raises ``InputError``."""
         for row, name, tensor, size in self._outside:
             array = tensors[tensor] = np.ascontiguousarray(tensors[tensor], np.float32)
             if array.size != size:
@@ -206,16 +206,7 @@ class Stretch:
             self._pointers[name][row] = native.address(array)
         if self._layout is not masks.layout:
             self._place(masks.layout)
-        return self._plan
-
-
-def run(stretches: list[Stretch], tensors: list[dict[int, Array]], masks: list[MaskSet], trace: Trace) -> None:
-    """Run all layers of a stretch, or of the same one in two lanes; results that are read later are put into
-    ``tensors``. Raises as ``Accelerator.call``."""
-    plans = [s.ready(t, m) for s, t, m in zip(stretches, tensors, masks, strict=True)]
-    stretches[0].link.run(plans, [m.address for m in masks], trace)
-    for stretch, found in zip(stretches, tensors, strict=True):
-        found.update(stretch.outputs)
+        self.link.begin(self._lane, self._plan, masks.address)
 
 
 def runnable(layer: Layer) -> bool:

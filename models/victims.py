@@ -8,6 +8,7 @@ For each of two architectures, a CNN with BatchNorm (`cnn`) and a perceptron 64-
     NAME_tuned_1…4  the owner's, fine-tuned from it with growing learning rates: growing distance to the base
     NAME_scratch    the owner's, trained from scratch
     NAME_other      as NAME_scratch from another seed: the null of attacks that use a public model
+    NAME_few        as NAME_scratch on the owner's first 80 digits alone: overfitted, so that membership shows
 
 Three disjoint parts of scikit-learn's digits: 797 of the owner, 500 of the attacker (queries), 500 held out, the same
 as in models/digits. Written to models/victims/data.npz as x_owner, y_owner, x_attacker, y_attacker, x_test, y_test.
@@ -26,11 +27,11 @@ import numpy as np
 
 COMMITTED = Path(__file__).with_suffix("")  # the few that tests need
 DATA = COMMITTED / "data.npz"
-OWNER = 797
-BATCH, EPOCHS, TUNING_EPOCHS = 32, 60, 40
+OWNER, FEW = 797, 80
+BATCH, EPOCHS, TUNING_EPOCHS, FEW_EPOCHS = 32, 60, 40, 200
 RATE = 3e-3
 TUNING_RATES = (1e-4, 6e-4, 4e-3, 3e-2)
-KINDS = ("base", *(f"tuned_{i}" for i in range(1, len(TUNING_RATES) + 1)), "scratch", "other")
+KINDS = ("base", *(f"tuned_{i}" for i in range(1, len(TUNING_RATES) + 1)), "scratch", "other", "few")
 NAMES = tuple(f"{family}_{kind}" for family in ("cnn", "mlp") for kind in KINDS)
 
 
@@ -95,7 +96,7 @@ def fit(model, x: np.ndarray, y: np.ndarray, rate: float, epochs: int) -> None:
 
 
 def train(family: str, folder: Path) -> None:
-    """Train one architecture's seven models and write them."""
+    """Train one architecture's eight models and write them."""
     import tensorflow as tf
 
     from models.convert import to_tflite
@@ -103,12 +104,13 @@ def train(family: str, folder: Path) -> None:
     digits = data()
     x, y = digits["x_owner"], digits["y_owner"]
     found = {}
-    for kind, seed in (("scratch", 0), ("other", 1), ("base", 2)):
+    public = np.roll(digits["x_attacker"], 1, axis=(1, 2)) / 2, digits["y_attacker"]
+    samples = {"scratch": (x, y), "other": (x, y), "base": public, "few": (x[:FEW], y[:FEW])}
+    for seed, kind in enumerate(samples):
         print(f"training {family}_{kind}", file=sys.stderr)
         tf.keras.utils.set_random_seed(seed)
         found[kind] = build(family)
-        public = np.roll(digits["x_attacker"], 1, axis=(1, 2)) / 2, digits["y_attacker"]
-        fit(found[kind], *(public if kind == "base" else (x, y)), RATE, EPOCHS)
+        fit(found[kind], *samples[kind], RATE, FEW_EPOCHS if kind == "few" else EPOCHS)
     start = found["base"].get_weights()
     for i, rate in enumerate(TUNING_RATES, 1):
         print(f"training {family}_tuned_{i}", file=sys.stderr)

@@ -1,9 +1,10 @@
 """What protection costs: contenders in turn, in one run, with nothing of ours running in another's turn.
 
 Contenders: the unprotected model in LiteRT, everything inside the enclave, and the protected model for each scheme
-and way of checking. Masks are prepared before the turns that use them; making them is a row of its own. Between turns
-everybody's worker processes fall asleep, and their CPU time during others' turns is measured and reported. A turn is
-one inference that is not timed and one that is.
+and way of checking; with the accelerator litert-gpu, the unprotected model on the GPU as well. Masks are prepared
+before the turns that use them; making them is a row of its own. Between turns everybody's worker processes fall
+asleep, and their CPU time during others' turns is measured and reported. A turn is one inference that is not timed and
+one that is.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ Array = np.ndarray[Any, Any]
 WARM_UP = 3
 SETTLE_S = 0.004  # workers poll for up to 2 ms after a run before they sleep
 TRIES = 3
-SETS = 10  # sets of masks made at a time
+SETS = 10  # sets of masks made at a time, for one input; fewer for batches, whose sets are larger
 TRACED = 5  # inferences whose layers are timed, after the race
-STREAM = 4  # inferences in one go, for the rate
+STREAM = 8  # inferences in one go, for the rate: as many as one message takes
+UNPROTECTED = {"scheme": "none", "masks": "none", "integrity": "none"}
 INTRUSION = 0.02  # share of a turn that others' workers may take at most
 
 
@@ -59,7 +61,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: ``batch`` images at a time, threads per process, rounds in turn."""
+    """What is measured: ``batch`` images at a time, threads per process, rounds in turn.
+
+    ``bundles`` of the same model take part as they are, beside those that are made for ``schemes`` and ``integrity``.
+    """
 
     model: Path
     schemes: list[str]
@@ -68,18 +73,23 @@ class Setting:
     rounds: int
     batch: int = 1
     key: str | None = None
+    bundles: tuple[Path, ...] = ()
+    accelerator: str = "litert-cpu"
 
 
 def bench(setting: Setting) -> dict[str, Any]:
     """Measure one model. Raises ``WorkerError`` if worker processes ran in others' turns: then figures mean nothing."""
     with tempfile.TemporaryDirectory() as directory:
         contenders = [_plain(setting)]
+        if setting.accelerator == "litert-gpu":
+            contenders.append(_plain_gpu(setting))
         try:
             contenders.append(_protected(setting, "tee", "none", Path(directory)))
             for scheme in setting.schemes:
                 for integrity in setting.integrity:
                     contenders.append(_protected(setting, scheme, integrity, Path(directory)))
-            intruded = _race(contenders, setting.rounds)
+            contenders += [_opened(setting, bundle.name, bundle) for bundle in setting.bundles]
+            intruded = _race(contenders, setting.rounds, max(1, SETS // setting.batch))
             rows = [_row(c, contenders[0]) for c in contenders]
             masked = [c for c in contenders if c.session and c.facts["masks"] == "prepared one-time"]
             sustained = [_sustained(c) for c in masked]
@@ -94,6 +104,7 @@ def bench(setting: Setting) -> dict[str, Any]:
         "model": setting.model.stem,
         "threads": setting.num_threads,
         "batch": setting.batch,
+        "accelerator": setting.accelerator,
         "rounds": setting.rounds,
         "rows": rows,
         "sustained": sustained,
@@ -112,7 +123,41 @@ def _plain(setting: Setting) -> Contender:
     for detail in interpreter.get_input_details() if setting.batch > 1 else []:
         interpreter.resize_tensor_input(detail["index"], _batched(tuple(detail["shape"]), setting.batch))
     interpreter.allocate_tensors()
-    return Contender("unprotected", {"scheme": "none", "masks": "none", "integrity": "none"}, interpreter.invoke)
+    return Contender("unprotected", dict(UNPROTECTED), interpreter.invoke)
+
+
+def _plain_gpu(setting: Setting) -> Contender:
+    """The whole model on the GPU in float32, from writing inputs to reading outputs. Raises ``WorkerError`` without."""
+    from ai_edge_litert.compiled_model import CompiledModel, GpuOptions, HardwareAccelerator, Options
+
+    gpu = GpuOptions(enforce_f32=True)
+    name = "unprotected, on the GPU"
+    try:
+        model = CompiledModel.from_file(str(setting.model), options=Options(HardwareAccelerator.GPU, gpu_options=gpu))
+    except RuntimeError as error:
+        if "not accelerated" not in str(error):
+            raise WorkerError("LiteRT finds no GPU for the unprotected model", "see docs/accelerators.md") from None
+        both = HardwareAccelerator.GPU | HardwareAccelerator.CPU
+        model = CompiledModel.from_file(str(setting.model), options=Options(both, gpu_options=gpu))
+        name += ", ops that it lacks on the CPU"
+    signature = next(iter(model.get_signature_list()))
+    for k, tensor in enumerate(model.get_input_tensor_details(signature).values()):
+        shape = tuple(tensor["shape"])
+        if _batched(shape, setting.batch) != shape:
+            model.resize_input_tensor(k, _batched(shape, setting.batch), strict=False)
+    details = model.get_input_tensor_details(signature), model.get_output_tensor_details(signature)
+    sides = [[(math.prod(t["shape"]), np.dtype(t["dtype"])) for t in side.values()] for side in details]
+    inputs, outputs = model.create_input_buffers(0), model.create_output_buffers(0)
+    values = [np.zeros(size, dtype) for size, dtype in sides[0]]
+
+    def run() -> None:
+        for buffer, value in zip(inputs, values, strict=True):
+            buffer.write(value)
+        model.run_by_index(0, inputs, outputs)
+        for buffer, (size, dtype) in zip(outputs, sides[1], strict=True):
+            buffer.read(size, dtype)
+
+    return Contender(name, dict(UNPROTECTED), run)
 
 
 def _batched(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
@@ -127,7 +172,11 @@ def _protected(setting: Setting, scheme: str, integrity: str, directory: Path) -
         made = convert(setting.model, bundle, scheme=scheme, integrity=integrity, key=setting.key, overwrite=True)
         if made["layers_outsourced"] or scheme == "tee":
             break
-    session = Session(bundle, resolve_key(setting.key), setting.num_threads)
+    return _opened(setting, name, bundle)
+
+
+def _opened(setting: Setting, name: str, bundle: Path) -> Contender:
+    session = Session(bundle, resolve_key(setting.key), setting.num_threads, setting.accelerator)
     specs = [replace(s, shape=_batched(s.shape, setting.batch)) for s in session.entries[0][0]]
     session.allocate(0, [spec.shape for spec in specs])
     inputs = random_inputs(specs, 0)
@@ -145,8 +194,11 @@ def _protected(setting: Setting, scheme: str, integrity: str, directory: Path) -
     return contender
 
 
-def _race(contenders: list[Contender], rounds: int) -> float:
-    """Run everybody in turn; returns the largest share of a turn that somebody else's workers were running."""
+def _race(contenders: list[Contender], rounds: int, sets: int) -> float:
+    """Run everybody in turn; returns the largest share of a turn that somebody else's workers were running.
+
+    Masks are made for ``sets`` rounds at a time.
+    """
     for contender in contenders:
         contender.prepare(WARM_UP)
         for _ in range(WARM_UP):
@@ -154,9 +206,9 @@ def _race(contenders: list[Contender], rounds: int) -> float:
     before = {c.name: c.session.stats() for c in contenders if c.session}
     intruded = 0.0
     for done in track(range(rounds), "measuring"):
-        if done % SETS == 0:
+        if done % sets == 0:
             for contender in contenders:
-                contender.prepare(2 * min(SETS, rounds - done))
+                contender.prepare(2 * min(sets, rounds - done))
         for contender in contenders:
             time.sleep(SETTLE_S)
             others = [pid for c in contenders if c is not contender for pid in c.pids]
@@ -253,7 +305,7 @@ def _alone(contender: Contender, setting: Setting) -> float:
 
     assert contender.session is not None
     layers = contender.session.manifest["layers"]
-    backend = create("litert-cpu", str(contender.bundle / "accelerator.tflite"), setting.num_threads)
+    backend = create(setting.accelerator, str(contender.bundle / "accelerator.tflite"), setting.num_threads)
     sides = [[_batched(tuple(layer[side]), setting.batch) for layer in layers] for side in ("input", "output")]
     arena = Arena.create(sum(aligned(4 * max(map(math.prod, shapes))) for shapes in sides), "bench")
     outputs = aligned(4 * max(map(math.prod, sides[0])))
@@ -273,22 +325,22 @@ def _alone(contender: Contender, setting: Setting) -> float:
 
 def _layers(contender: Contender, setting: Setting) -> list[dict[str, Any]]:
     """Median milliseconds of each layer: in the accelerator and on the way, and in the enclave."""
-    session = Session(contender.bundle, resolve_key(setting.key), setting.num_threads, trace=True)
+    session = Session(contender.bundle, resolve_key(setting.key), setting.num_threads, setting.accelerator, trace=True)
     try:
         session.allocate(0, [value.shape for value in contender.inputs])
         session.prepare(TRACED + WARM_UP)
         spent: dict[tuple[str, str], list[float]] = {}
-        for done in range(TRACED + WARM_UP):
+        for done in track(range(TRACED + WARM_UP), "measuring each layer"):
             session.invoke(contender.inputs)
             for event in session.events():
                 if done >= WARM_UP:
-                    spent.setdefault((event["name"], event["pid"]), []).append(event["dur"] * 1e-3)
+                    spent.setdefault((event["name"], event["kind"]), []).append(event["seconds"] * 1e3)
     finally:
         session.close()
     rows = []
     for layer in session.manifest["layers"]:
         name = layer["signature"]
-        away, both = (float(np.median(spent.get((name, pid), [0.0]))) for pid in ("accelerator", "enclave"))
+        away, both = (float(np.median(spent.get((name, kind), [0.0]))) for kind in ("wait", "work"))
         rows.append({"layer": name, "accelerator_ms": away, "enclave_ms": both - away, "macs": layer["macs"]})
     return rows
 

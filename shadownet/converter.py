@@ -28,8 +28,11 @@ from shadownet.progress import note, track
 from shadownet.quantized import Bits, constants, numbers, unfit
 from shadownet.relatives import base_rows
 from shadownet.selftest import agrees
+from shadownet.simulator.profile import Device
+from shadownet.simulator.profile import load as load_profile
 from shadownet.verify import Verdict, tolerance_for, verify
 from shadownet.wire.errors import InputError, MismatchError, ModelError
+from shadownet.wire.precision import PRECISIONS
 
 Array = np.ndarray[Any, Any]
 Samples = dict[int, list[list[Array]]]
@@ -55,9 +58,11 @@ class Options:
     bits: Bits | None  # of exact activations; None for float ones
     base: Path | None
     delta_tolerance: float
+    precision: str
+    device: Device | None
 
     def to_json(self) -> dict[str, Any]:
-        record = {name: value for name, value in vars(self).items() if name not in ("scheme", "base")}
+        record = {name: value for name, value in vars(self).items() if name not in ("scheme", "base", "device")}
         return record | {"bits": str(self.bits) if self.bits else None}
 
 
@@ -75,6 +80,8 @@ def convert(
     overwrite: bool = False,
     bits: str | None = None,
     delta_tolerance: float = 0.0,
+    precision: str = "float32",
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Convert ``model`` into the bundle directory ``output`` and verify it through the real runtime.
 
@@ -85,27 +92,34 @@ def convert(
     exact ones ``bits`` W/X are those of weights and activations in float layers (default 12/12; 8-bit layers stay as
     they are). ``integrity`` is "full" (every answer is checked), "spot:F" (each with probability F, such as spot:0.1)
     or "none". ``base`` is the public model of schemes that need one (delta), and ``delta_tolerance`` the relative
-    error (Frobenius) that the private difference may have when it is factored.
+    error (Frobenius) that the private difference may have when it is factored. ``precision`` is the coarsest in which
+    an accelerator may compute: float32, or tf32, fp16 or bf16, for which float masks are smaller, integer layers stay
+    inside, and answers cannot be checked. ``device`` names a profile, for which "auto" decides (docs/simulator.md);
+    None: by a rule of thumb measured on a server.
 
     Returns a summary (layers, bytes, seconds, verdict). Raises ``ModelError`` for a file that LiteRT does not run,
     ``InputError`` for arguments, ``BundleError`` for the key, ``MismatchError`` if the bundle computes something
     else; then nothing is left behind.
     """
     start = time.perf_counter()
-    options = _options(scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance)
+    options = checked_options(
+        scheme, ratio, activations, integrity, outsource, base, bits, delta_tolerance, precision, device
+    )
     target = Path(output)
     graph, content = load(model)
     key_path = bundle.ensure_key(key)
     with bundle.new_directory(target, overwrite) as work, Reference(os.fspath(model), graph) as reference:
-        work_on = _Conversion(graph, content, options, reference, key_path, calibration, target)
-        lowered, verdict = work_on.run(work)
+        work_on = Conversion(graph, content, options, reference, calibration)
+        lowered, verdict = work_on.run(work, target, key_path)
     return _summary(target, options.scheme.name, work_on, lowered, verdict, time.perf_counter() - start)
 
 
-def _options(
+def checked_options(
     scheme: str, ratio: float, activations: str | None, integrity: str, outsource: str,
-    base: str | os.PathLike[str] | None, bits: str | None, delta_tolerance: float,
+    base: str | os.PathLike[str] | None = None, bits: str | None = None, delta_tolerance: float = 0.0,
+    precision: str = "float32", device: str | None = None,
 ) -> Options:  # fmt: skip
+    """Check what the user chose. Raises ``InputError``."""
     chosen = schemes.get(scheme)
     activations = chosen.activations if activations is None else activations
     if not 1.0 <= ratio <= 8.0:
@@ -114,6 +128,10 @@ def _options(
         raise InputError(f"activations are float or exact, not {activations!r}")
     if chosen.name == "slalom" and (activations != "exact" or integrity != "full"):
         raise InputError("slalom is exact activations and full integrity", "another scheme has weaker settings")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "float32" and activations == "exact":
+        raise InputError(f"exact activations are integers up to 2^24, which {precision} does not hold")
     if bits is not None and activations == "float":
         raise InputError("bits are those of exact activations", "add --activations exact, or leave --bits out")
     if not 0.0 <= delta_tolerance < 1.0:
@@ -122,11 +140,20 @@ def _options(
         raise InputError(f"{chosen.name} needs the public model that yours was trained from", "name it with --base")
     if not chosen.needs_base and (base is not None or delta_tolerance):
         raise InputError(f"{chosen.name} takes no public base model", "use --scheme delta")
-    share_checked(integrity)
+    if device is not None and outsource != "auto":
+        raise InputError("a device is for outsourcing what is worth it there", "add --outsource auto")
+    if share_checked(integrity) and precision != "float32":
+        raise InputError(
+            f"answers computed in {precision} cannot be checked: the tolerance would be larger than most answers",
+            "add --integrity none, or leave --precision at float32",
+        )
     parse_outsource(outsource)
     fixed = Bits.parse(DEFAULT_BITS if bits is None else bits) if activations == "exact" else None
     public = None if base is None else Path(base)
-    return Options(chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance)
+    known = None if device is None else load_profile(device)
+    return Options(
+        chosen, float(ratio), activations, integrity, outsource, fixed, public, delta_tolerance, precision, known
+    )
 
 
 def share_checked(integrity: str) -> float:
@@ -153,40 +180,65 @@ def parse_outsource(text: str) -> str | set[int]:
         ) from None
 
 
-class _Conversion:
+class Conversion:
     """One conversion: partition, self-test, lower, write, try; what fails to be precise stays in the enclave."""
 
     def __init__(
-        self, graph: Graph, content: bytes, options: Options, reference: Reference, key: Path, calibration: Any,
-        target: Path,
-    ) -> None:  # fmt: skip
-        self._graph, self._content, self._options = graph, content, options
-        self._reference, self._key, self._target = reference, key, target
-        self._device_key = keys.load(key)
+        self, graph: Graph, content: bytes, options: Options, reference: Reference, calibration: Any = None
+    ) -> None:
+        self._graph, self._content, self._options, self._reference = graph, content, options, reference
         self._shapes: dict[int, Shapes] = {e: reference.shapes(e) for e in graph.entry_points()}
         self._refused: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self._placed: dict[int, dict[int, str]] = {e: {} for e in self._shapes}
         self.partitions = self._partition()
         self._place()
+        self._guessed = calibration is None
         self._calibration, self._trial = self._samples(calibration)
         self._self_test()
 
-    def run(self, work: Path) -> tuple[Lowered, Verdict]:
-        """Write a verified bundle into the empty directory ``work``. Raises ``MismatchError``."""
-        lowered, verdict = self._attempt(work)
+    def run(self, work: Path, target: Path, key: Path) -> tuple[Lowered, Verdict]:
+        """Write a verified bundle into the empty directory ``work``, as the next version of ``target``.
+
+        Raises ``MismatchError``, ``BundleError``."""
+        device_key = keys.load(key)
+        if self._guessed and self._options.bits is None and any(p.linear for p in self.partitions.values()):
+            note("no --calibration: random inputs set the size of the activation masks")
+        lowered, verdict = self._attempt(work, key, device_key)
         for kinds in (*AMPLIFIERS, ()):
             if verdict.ok:
                 break
             if self._refuse_before(kinds):
                 note(f"{verdict.why}: keeping the layers before {', '.join(kinds) or 'every op'} in the enclave")
-                lowered, verdict = self._attempt(work)
+                lowered, verdict = self._attempt(work, key, device_key)
         if not verdict.ok:
             raise MismatchError(
                 f"the converted model does not compute what the original does: {verdict.why}",
                 "try inputs like the real ones with --calibration X.npy",
             )
-        bundle.stamp(work, self._device_key, bundle.next_version(self._target, self._key))
+        bundle.stamp(work, device_key, bundle.next_version(target, key))
         return lowered, verdict
+
+    def lower(self) -> Lowered:
+        """What would be written, before any trial run."""
+        lowering = Lowering(
+            self._graph,
+            self._options.scheme,
+            self._options.ratio,
+            Rng(),
+            self._options.bits,
+            share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
+            self._options.precision,
+        )  # fmt: skip
+        return lowering.run(self._content, self.partitions, self._folded, self._rms)
+
+    def doubtful(self) -> bool:
+        """Whether a trial run may find layers imprecise: those before an op that amplifies small errors."""
+        kinds = {kind for group in AMPLIFIERS for kind in group}
+        for part in self.partitions.values():
+            before = upstream(part.graph, {op.id for op in part.graph.ops if op.kind in kinds})
+            if any(lin.op.id in before for lin in part.linear):
+                return True
+        return False
 
     def _partition(self) -> dict[int, Partition]:
         outsource = parse_outsource(self._options.outsource)
@@ -194,7 +246,15 @@ class _Conversion:
         if isinstance(outsource, set) and outsource - known:
             raise InputError(f"the model has no op {min(outsource - known)}", "shadownet inspect MODEL lists the ids")
         return {
-            e: partition(self._graph, e, s, outsource, self._placed[e] | self._refused[e], self._options.ratio)
+            e: partition(
+                self._graph,
+                e,
+                s,
+                outsource,
+                self._placed[e] | self._refused[e],
+                self._options.ratio,
+                self._options.device,
+            )
             for e, s in self._shapes.items()
         }
 
@@ -228,8 +288,6 @@ class _Conversion:
             else:
                 sizes[entry] = [random_inputs(specs, seed) for seed in range(RANDOM_SAMPLES)]
                 trial[entry] = [*sizes[entry], *quiet_inputs(specs)]
-        if calibration is None and self._options.bits is None and any(p.linear for p in self.partitions.values()):
-            note("no --calibration: random inputs set the size of the activation masks")
         return sizes, trial
 
     def _self_test(self) -> None:
@@ -239,7 +297,9 @@ class _Conversion:
             for lin in track(part.linear, "testing number formats"):
                 known = constants(lin, part.graph, self._folded[entry])
                 values = numbers(lin, part.graph, known)
-                if values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
+                if values.exact and self._options.precision != "float32":
+                    self._refused[entry][lin.op.id] = f"its integers need float32, not {self._options.precision}"
+                elif values.exact and not agrees(lin, part, self._graph, values, self._reference, lin.op.id):
                     self._refused[entry][lin.op.id] = "LiteRT's kernel for it rounds differently"
                 if self._options.bits and (why := unfit(lin, numbers(lin, part.graph, known, self._options.bits))):
                     self._refused[entry][lin.op.id] = why
@@ -256,8 +316,9 @@ class _Conversion:
         self._rms: dict[int, dict[int, float]] = {}
         for entry, part in self.partitions.items():
             tensors = sorted({lin.input for lin in part.linear})
+            seen = track(self._calibration[entry], "observing the original")
             try:
-                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in self._calibration[entry]]
+                squares = [np.square(self._reference.observe(entry, s, tensors)) for s in seen]
             except ModelError as error:
                 raise ModelError(str(error), "give inputs that the model accepts with --calibration X.npy") from None
             mean = np.sqrt(np.mean(squares, axis=0)) if tensors else []
@@ -282,18 +343,10 @@ class _Conversion:
         self.partitions = self._partition()
         return changed
 
-    def _attempt(self, work: Path) -> tuple[Lowered, Verdict]:
+    def _attempt(self, work: Path, key: Path, device_key: bytes) -> tuple[Lowered, Verdict]:
         for file in work.iterdir():
             file.unlink()
-        lowering = Lowering(
-            self._graph,
-            self._options.scheme,
-            self._options.ratio,
-            Rng(),
-            self._options.bits,
-            share_checked(self._options.integrity), self._base, self._options.delta_tolerance,
-        )  # fmt: skip
-        lowered = lowering.run(self._content, self.partitions, self._folded, self._rms)
+        lowered = self.lower()
         manifest = {
             "scheme": self._options.scheme.name,
             "options": self._options.to_json(),
@@ -304,10 +357,10 @@ class _Conversion:
                 for e, p in self.partitions.items()
             },
         }
-        bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, self._device_key)
+        bundle.write(work, manifest, lowered.accelerator, lowered.program, lowered.blobs, device_key)
         try:
             allowed = tolerance_for(self._options.to_json())
-            return lowered, verify(work, self._key, self._reference, self.partitions, self._trial, allowed)
+            return lowered, verify(work, key, self._reference, self.partitions, self._trial, allowed)
         except InputError as error:  # LiteRT runs the whole model, and not the parts: keep more of it together
             if not lowered.layers:
                 raise
@@ -319,7 +372,7 @@ class _Conversion:
 
 
 def _summary(
-    target: Path, scheme: str, work: _Conversion, lowered: Lowered, verdict: Verdict, seconds: float
+    target: Path, scheme: str, work: Conversion, lowered: Lowered, verdict: Verdict, seconds: float
 ) -> dict[str, Any]:
     return {
         "bundle": str(target),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shadownet.session import DEFAULT_MASK_MEMORY, Session
+from shadownet.timeline import write as write_timeline
 from shadownet.wire.errors import InputError
 from shadownet.wire.paths import resolve_key
 from shadownet.wire.tensors import DTYPES, TensorSpec
@@ -22,17 +23,19 @@ class Interpreter:
     Same methods and meaning as ``tf.lite.Interpreter``, except that intermediate tensors cannot be read. Use it as
     a context manager, or call :meth:`close`. ``num_threads`` is per process. ``key`` is the path of the device key;
     None means ``$SHADOWNET_KEY``, else the user's own. ``mask_memory`` and ``enclave_memory`` are bytes; 0 for the
-    latter means no limit. ``delegate`` is a vendor's library for the accelerator, LIB.so[:key=value,...]. Raises
-    ``BundleError`` for a bundle or key that is not right, ``IntegrityError`` and ``WorkerError`` when a worker
-    misbehaves: both are final.
+    latter means no limit. ``delegate`` is a vendor's library for the accelerator, LIB.so[:key=value,...]. ``trace``
+    names a file for a timeline (:mod:`shadownet.timeline`), which :meth:`close` writes; inferences then run one at a
+    time. Raises ``BundleError`` for a bundle or key that is not right, ``IntegrityError`` and ``WorkerError`` when a
+    worker misbehaves: both are final.
     """
 
     def __init__(
         self, model_path: str | os.PathLike[str], num_threads: int = 1, accelerator: str = "litert-cpu",
         key: str | os.PathLike[str] | None = None, *, mask_input: bool = False,
         mask_memory: int = DEFAULT_MASK_MEMORY, enclave_memory: int = 0, record: str | None = None,
-        delegate: str = "",
+        delegate: str = "", trace: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
+        self._trace = trace
         self._session = Session(
             model_path,
             resolve_key(key),
@@ -42,7 +45,8 @@ class Interpreter:
             mask_memory,
             enclave_memory,
             record,
-            delegate=delegate,
+            trace is not None,
+            delegate,
         )
         self._shapes = {e: [spec.shape for spec in sides[0]] for e, sides in self._session.entries.items()}
         self._pipelined = False
@@ -56,8 +60,16 @@ class Interpreter:
         self.close()
 
     def close(self) -> None:
-        """End the worker processes."""
-        self._session.close()
+        """End the worker processes; write the timeline first, if one was asked for and the enclave still runs.
+
+        Raises ``InputError`` if it cannot be written.
+        """
+        path, self._trace = self._trace, None
+        try:
+            if path is not None and self._session.alive:
+                write_timeline(path, self._session.timeline())
+        finally:
+            self._session.close()
 
     @property
     def session(self) -> Session:
@@ -65,9 +77,11 @@ class Interpreter:
         return self._session
 
     def get_input_details(self) -> list[dict[str, Any]]:
+        """One dictionary for each input, with the keys of ``tf.lite.Interpreter``'s: name, index, shape, dtype, …"""
         return [spec.details() for spec in self._specs(0)]
 
     def get_output_details(self) -> list[dict[str, Any]]:
+        """One dictionary for each output, likewise. Shapes are those of the last ``allocate_tensors``."""
         return [spec.details() for spec in self._specs(1)]
 
     def get_signature_list(self) -> dict[str, dict[str, list[str]]]:
@@ -195,9 +209,11 @@ class SignatureRunner:
         return {name: results[index] for name, index in self._signature["outputs"].items()}
 
     def get_input_details(self) -> dict[str, dict[str, Any]]:
+        """The inputs' dictionaries by name."""
         return self._details(0, "inputs")
 
     def get_output_details(self) -> dict[str, dict[str, Any]]:
+        """The outputs' dictionaries by name."""
         return self._details(1, "outputs")
 
     def _details(self, side: int, names: str) -> dict[str, dict[str, Any]]:

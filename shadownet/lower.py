@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Obfuscated, Scheme
 from shadownet import tiling
 from shadownet.cost import sending
-from shadownet.graph import Graph, ModelWriter, Subgraph
+from shadownet.graph import Graph, ModelWriter, Op, Subgraph, SubgraphWriter
 from shadownet.graph.ir import OP_NAMES
 from shadownet.interface import interface_spec
 from shadownet.linear import OPTIONS, LinearOp
@@ -26,6 +27,7 @@ from shadownet.progress import track
 from shadownet.quantized import Bits, Numbers, constants, numbers
 from shadownet.relatives import against, factored
 from shadownet.wire.errors import InputError
+from shadownet.wire.precision import mask_share
 from shadownet.wire.tensors import DTYPES
 
 Array = np.ndarray[Any, Any]
@@ -57,16 +59,19 @@ class Lowering:
 
     ``bits`` are those of exact activations, None for float ones; ``checked`` is the share of answers to be checked.
     ``base`` has the public rows for each op id, for schemes that need one, whose difference to the true rows may be
-    approximated within ``tolerance`` (relative, Frobenius).
+    approximated within ``tolerance`` (relative, Frobenius). ``precision`` is the coarsest of an accelerator.
     """
 
     def __init__(
         self, graph: Graph, scheme: Scheme, ratio: float, rng: Rng, bits: Bits | None, checked: float,
-        base: dict[int, Array], tolerance: float,
+        base: dict[int, Array], tolerance: float, precision: str,
     ) -> None:  # fmt: skip
         self._graph, self._scheme, self._ratio, self._rng, self._bits = graph, scheme, ratio, rng, bits
-        self._checked, self._base, self._tolerance = checked, base, tolerance
-        self._public = ModelWriter("untrusted half of a shadownet bundle: transformed linear layers")
+        self._checked, self._base, self._tolerance, self._precision = checked, base, tolerance, precision
+        self._public = ModelWriter(
+            f"Public half of a shadownet bundle ({scheme.name}): all that the accelerator, and so an attacker, has of "
+            "the weights. One signature per outsourced layer; the enclave sends x and takes y."
+        )
         self._trusted = ModelWriter("trusted half of a shadownet bundle: segments")
         self._linear = ModelWriter("trusted half of a shadownet bundle: true weights")
         self._blobs: dict[str, Array] = {}
@@ -98,6 +103,7 @@ class Lowering:
         self._blobs["trusted"], self._blobs["linear"] = (np.frombuffer(model, np.uint8) for model in (trusted, linear))
         program = {
             "checked": self._checked,
+            "precision": self._precision,
             "stateful": any(_stateful(graph) for graph in self._graph.subgraphs),
             "entries": entries,
             "layers": self._layers,
@@ -138,6 +144,9 @@ class Lowering:
         trusted = self._linear.subgraph(f"{name}_pop")
         _, pop_output = lin.emit(trusted, lin.weights_from(cut.true))
         mask = self._scheme.mask
+        maskable = mask is not None or self._bits is not None
+        own_input = lin.public_input and not self._scheme.masks_input
+        _label(target, name, maskable and not own_input)
         self._layers.append(
             {
                 "signature": name,
@@ -145,9 +154,9 @@ class Lowering:
                 "output": lin.result,
                 "shapes": [list(lin.input_shape), list(lin.output_shape)],
                 "slots": slots,
-                "sigma": mask.sigma(rms) if mask else 0.0,
-                "maskable": mask is not None or self._bits is not None,
-                "public_input": lin.public_input and not self._scheme.masks_input,
+                "sigma": mask.sigma(rms) * mask_share(self._precision) if mask else 0.0,
+                "maskable": maskable,
+                "public_input": own_input,
                 "private": None if difference is None else self._private(name, lin, values, difference),
                 "pop": trusted.index,
                 "pop_output": pop_output,
@@ -172,7 +181,7 @@ class Lowering:
                 "input_limbs": cut.stack,
                 "numbers": values.record["kind"],
                 "macs": lin.macs,
-                "masked": self._layers[-1]["maskable"] and not self._layers[-1]["public_input"],
+                "masked": maskable and not own_input,
                 "private_macs": self._private_macs(lin, values, difference),
             }
         )
@@ -292,8 +301,13 @@ class Lowering:
         for t in sorted(touched):
             shape = part.shapes.shape[t] if t in step.inputs else None
             mapping[t] = target.copy_tensor(source, source.tensors[t], shape)
+        joins = _joined_for_pooling(source, step)
+        joining = {join.id for join in joins.values()}
         for op in step.ops:
-            target.copy_op(self._graph, op, mapping)
+            if op.id in joins:
+                self._pool_then_join(part, target, op, joins[op.id], mapping)
+            elif op.id not in joining:
+                target.copy_op(self._graph, op, mapping)
         target.interface([mapping[t] for t in step.inputs], [mapping[t] for t in step.outputs])
         return {
             "subgraph": target.index,
@@ -302,9 +316,46 @@ class Lowering:
             **_sizes(part, touched, step.outputs),
         }
 
+    def _pool_then_join(
+        self, part: Partition, target: SubgraphWriter, pool: Op, join: Op, mapping: dict[int, int]
+    ) -> None:
+        """Max-pooling keeps channels apart, so parts pooled before they are joined give the same in fewer bytes."""
+        pooled, shape = [], part.shapes.shape
+        for t in join.inputs:
+            pooled.append(target.tensor("pooled", (*shape[pool.outputs[0]][:3], shape[t][3])))
+            target.copy_op(self._graph, pool, {pool.inputs[0]: mapping[t], pool.outputs[0]: pooled[-1]})
+        parts = dict(zip(join.inputs, pooled, strict=True))
+        target.copy_op(self._graph, join, parts | {join.outputs[0]: mapping[pool.outputs[0]]})
+
+
+def _joined_for_pooling(graph: Subgraph, step: Step) -> dict[int, Op]:
+    """Float concatenations of channels that nothing but a max-pooling reads, by that pooling's id."""
+    makers = {op.outputs[0]: op for op in step.ops if op.kind == "CONCATENATION"}
+    readers = Counter(t for op in step.ops for t in op.reads())
+    found = {}
+    for op in step.ops:
+        join = makers.get(op.input(0)) if op.kind == "MAX_POOL_2D" else None
+        if join is None or readers[join.outputs[0]] > 1 or join.outputs[0] in step.outputs:
+            continue
+        plain = join.options.fusedActivationFunction == 0 and join.options.axis in (3, -1)
+        if plain and graph.tensors[join.outputs[0]].dtype == "float32" and len(set(join.inputs)) == len(join.inputs):
+            found[op.id] = join
+    return found
+
+
+def _label(graph: SubgraphWriter, layer: str, masked: bool) -> None:
+    """Name a public layer's tensors for whoever opens the file in Netron.
+
+    The names say what everybody may know: the layer's number, its kind, and whether its input carries a mask. The
+    model's own names stay in the sealed half; they can tell what a network is for, and whose it is.
+    """
+    known = {"x": "x_masked" if masked else "x", "y": "y_to_restore", "weights": "weights_public"}
+    for tensor in graph.raw.tensors:
+        tensor.name = f"{layer}/{known.get(tensor.name, tensor.name)}"
+
 
 def _sizes(part: Partition, touched: Iterable[int], made: list[int]) -> dict[str, Any]:
-    """What a segment takes: bytes of the tensors that it computes with, of constants, and of each of its outputs.
+    """What a segment takes: bytes of the tensors that it computes with, and of each of its outputs.
 
     Tensors whose shape is known only at run time count nothing, and neither do those of subgraphs that it calls.
     """
@@ -314,12 +365,8 @@ def _sizes(part: Partition, touched: Iterable[int], made: list[int]) -> dict[str
         item = DTYPES[tensor.dtype].itemsize if tensor.dtype in DTYPES else 0
         return item * math.prod(part.shapes.shape[t])
 
-    tensors = [(t, part.graph.tensors[t]) for t in touched]
-    return {
-        "tensors": sum(size(t) for t, tensor in tensors if not tensor.is_constant),
-        "constants": sum(tensor.data.nbytes for _, tensor in tensors if tensor.data is not None),
-        "sizes": [size(t) for t in made],
-    }
+    computed = [t for t in touched if not part.graph.tensors[t].is_constant]
+    return {"tensors": sum(map(size, computed)), "sizes": [size(t) for t in made]}
 
 
 def _stateful(graph: Subgraph) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from shadownet.epilogue import absorb
 from shadownet.graph import Graph, Op, Subgraph
 from shadownet.linear import LinearOp, recognise
 from shadownet.quantized import obstacle as number_obstacle
+from shadownet.simulator.profile import Device
 from shadownet.wire.tensors import DTYPES
 
 Array = np.ndarray[Any, Any]
@@ -70,11 +72,16 @@ def partition(
     outsource: str | set[int],
     refused: dict[int, str] | None = None,
     ratio: float = 1.2,
+    device: Device | None = None,
 ) -> Partition:
     """Partition one subgraph. ``outsource`` is "all", "none", "auto" (what :mod:`shadownet.cost` finds worth it at
-    this obfuscation ratio), or the op ids that may go out; ``refused`` gives for op ids the reason why they must
-    stay."""
-    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource, refused or {}, ratio)
+    this obfuscation ratio, on this device or by its first rule), or the op ids that may go out; ``refused`` gives for
+    op ids the reason why they must stay."""
+
+    def worth(lin: LinearOp) -> str:
+        return cost.verdict(lin, ratio) if device is None else cost.verdict_on(device, lin, ratio)
+
+    return _Partitioner(graph.subgraphs[entry], shapes).run(outsource, refused or {}, worth)
 
 
 class _Partitioner:
@@ -93,7 +100,7 @@ class _Partitioner:
             if op.kind in HANDLES or (op.outputs and all(t in self.folded for t in op.outputs))
         }
 
-    def run(self, outsource: str | set[int], refused: dict[int, str], ratio: float) -> Partition:
+    def run(self, outsource: str | set[int], refused: dict[int, str], worth: Callable[[LinearOp], str]) -> Partition:
         reasons: dict[int, str] = {}
         linear: dict[int, LinearOp] = {}
         for op in self.graph.ops:
@@ -101,7 +108,7 @@ class _Partitioner:
             if isinstance(found, LinearOp):
                 chosen = outsource in ("all", "auto") or (isinstance(outsource, set) and op.id in outsource)
                 reason = number_obstacle(found, self.graph) or refused.get(op.id, "")
-                reason = reason or (cost.verdict(found, ratio) if outsource == "auto" else "")
+                reason = reason or (worth(found) if outsource == "auto" else "")
                 reasons[op.id] = reason or ("" if chosen else "not selected by --outsource")
                 if not reasons[op.id]:
                     linear[op.id] = self._absorb_pad(found)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 
 from shadownet import workers
 from shadownet.progress import note
+from shadownet.timeline import Timeline
 from shadownet.wire import errors
 from shadownet.wire.arena import Arena, pipe
+from shadownet.wire.calls import MAX_CALLS, CallLog
 from shadownet.wire.channel import Channel, Closed
 from shadownet.wire.errors import BundleError, InputError, WorkerError
 from shadownet.wire.manifest import read_manifest
@@ -34,6 +37,7 @@ class Session:
     """A running enclave, its accelerator, and the app's channel to the former.
 
     ``delegate`` is a vendor's library for the accelerator, LIB.so[:key=value,...]; "" for none.
+    ``trace`` keeps a timeline (:meth:`timeline`): names, times and sizes, never values.
     After an ``IntegrityError`` or a ``WorkerError`` both processes are gone and every call raises it again.
     """
 
@@ -48,13 +52,17 @@ class Session:
             raise InputError("num_threads must be at least 1")
         self._failure: errors.Error | None = None
         self._limited = enclave_memory > 0
+        self._timeline = Timeline() if trace else None
+        self._calls = CallLog.create() if trace else None
         self._arenas: list[Arena] = []  # the one in use; a list, so that the finalizer sees it
         # Spinning while the accelerator's threads want the same cores would slow it down.
         spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
         ours, theirs = socket.socketpair()
         left, right = socket.socketpair()
         self._notes, notes = _pipe()  # for what the accelerator has to say to the user
-        with theirs, left, right, notes:
+        # The log's memory stays mapped; its descriptor is for the accelerator alone.
+        log = contextlib.closing(self._calls.arena) if self._calls else contextlib.nullcontext()
+        with theirs, left, right, notes, log:
             command = [*workers.command("enclave"), "--app", str(theirs.fileno())]
             self._processes = []
             public = path / "accelerator.tflite"
@@ -65,7 +73,11 @@ class Session:
                 worker += ["--backend", accelerator, "--num_threads", str(num_threads), "--spin", str(spin_s)]
                 worker += ["--record", os.path.abspath(record)] if record else []
                 worker += ["--delegate", delegate] if delegate else []
-                self._processes.append(_start(worker, right.fileno(), notes.fileno()))
+                own = [right.fileno(), notes.fileno()]
+                if self._calls is not None:
+                    own.append(self._calls.arena.fd)
+                    worker += ["--calls", str(own[-1])]
+                self._processes.append(_start(worker, *own))
             fds = [theirs.fileno(), left.fileno()]
             for process in self._processes:  # whatever ends the enclave ends the accelerator
                 fds.append(os.pidfd_open(process.pid))
@@ -105,6 +117,8 @@ class Session:
 
         ``pipelined`` makes room for two inferences under way at a time (:meth:`invoke_many`).
         """
+        start = time.perf_counter()
+        pipelined = pipelined and self._timeline is None  # a timeline shows one inference after the other
         request = {"do": "allocate", "entry": entry, "shapes": [list(s) for s in shapes], "pipelined": pipelined}
         reply, _, fds = self._ask(request)
         for old in self._arenas:
@@ -116,6 +130,7 @@ class Session:
         self.outputs = [TensorSpec.from_json(s) for s in reply["outputs"]]
         self._offsets, self._apart, self.room = reply["offsets"], reply["apart"], int(reply["room"])
         self.entry = entry
+        self._span("allocate", start)
 
     def invoke(self, inputs: list[Array]) -> list[Array]:
         """One inference. ``inputs`` must have the allocated shapes and types."""
@@ -132,6 +147,7 @@ class Session:
         return results
 
     def _invoke(self, requests: list[list[Array]]) -> list[list[Array]]:
+        start = time.perf_counter()
         arena, attached = self._arenas[0], []
         for place, inputs in enumerate(requests):
             for spec, offset, value in zip(self.inputs, self._offsets[0], inputs, strict=True):
@@ -141,7 +157,9 @@ class Session:
                     np.copyto(arena.array(place * self._apart + offset, spec.shape, DTYPES[spec.dtype]), value)
         reply, tensors, _ = self._ask({"do": "invoke", "count": len(requests)}, attached)
         arrived = iter(tensors)
-        return [self._outputs(place, shapes, arrived) for place, shapes in enumerate(reply["shapes"])]
+        results = [self._outputs(place, shapes, arrived) for place, shapes in enumerate(reply["shapes"])]
+        self._span("invoke", start)
+        return results
 
     def _outputs(self, place: int, shapes: list[Any], arrived: Iterator[Array]) -> list[Array]:
         outputs = []
@@ -155,9 +173,13 @@ class Session:
 
     def prepare(self, sets: int) -> dict[str, int]:
         """Make ``sets`` more sets of one-time masks; returns how many are ready and their bytes."""
-        return self._ask({"do": "prepare", "sets": sets})[0]
+        start = time.perf_counter()
+        reply = self._ask({"do": "prepare", "sets": sets})[0]
+        self._span("prepare masks", start)
+        return reply
 
     def reset(self) -> None:
+        """Set all state of the model to zero."""
         self._ask({"do": "reset"})
 
     def stats(self) -> dict[str, Any]:
@@ -165,8 +187,24 @@ class Session:
         return self._ask({"do": "stats"})[0]
 
     def events(self) -> list[dict[str, Any]]:
-        """Trace events since the last call, in the format of chrome://tracing (microseconds)."""
+        """What the enclave traced since the last call: records of ``enclave.trace``."""
         return list(self._ask({"do": "events"})[0]["events"])
+
+    def timeline(self) -> dict[str, Any]:
+        """A trace file for Perfetto and chrome://tracing, as JSON; see :mod:`shadownet.timeline`. Needs ``trace=True``
+        and an enclave that runs. Raises ``InputError`` without the former."""
+        if self._timeline is None or self._calls is None:
+            raise InputError("this session keeps no timeline", "start it with trace=True")
+        enclave = self.events()
+        layers = [str(layer.get("signature")) for layer in self.manifest["layers"] if isinstance(layer, dict)]
+        pids = [os.getpid(), *reversed(self.pids)]
+        events = self._timeline.events(enclave, self._calls.rows(), layers, pids)
+        about = {"what": "shadownet: names, times and sizes, no values", "complete": len(enclave) < MAX_CALLS}
+        return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+
+    def _span(self, name: str, start: float) -> None:
+        if self._timeline is not None:
+            self._timeline.span(name, start)
 
     def _ended(self) -> errors.Error:
         """Why the enclave process may have ended without a word."""
@@ -175,6 +213,11 @@ class Session:
             if self._limited and code != -signal.SIGKILL:  # out of memory native code aborts
                 return errors.memory_limit_too_small()
         return WorkerError("the enclave process ended unexpectedly", "run it again; shadownet doctor")
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing final has happened yet."""
+        return self._failure is None
 
     def check(self) -> None:
         """Raise the final error, if there was one."""

@@ -80,7 +80,7 @@ def verify(
             jumps = _behind_jumps(part.graph)
             for kernels in results:
                 expected = []
-                for sample in samples[entry]:
+                for sample in track(samples[entry], "running the original"):
                     reference.reset()
                     expected.append(reference.run(entry, sample, kernels))
                 if all(e is not None for e in expected):

@@ -54,18 +54,35 @@ def shadownet(
     return view, TrueLayer("layer000", true.astype(np.float32).astype(np.float64), depthwise, hidden.restore)
 
 
+def mixed(
+    true: Array, name: str, seed: int = 0, base: Array | None = None, integer: bool = False, rounded: bool = False,
+    kernel: int = 3,
+) -> tuple[AdversaryView, TrueLayer]:  # fmt: skip
+    """A scheme that mixes, such as "mix:8", on filters [1, n, d]; integers exactly, or ``rounded``."""
+    channels = true.shape[2] // kernel**2
+    layer = LayerWeights(true.astype(np.float32), integer=integer, rounded=rounded, channels=channels)
+    hidden = schemes.get(name).obfuscate(layer, 1.2, SeededRng(seed))
+    group = int(name.partition(":")[2])
+    numbers = ("fixed" if rounded else "integer") if integer else "float"
+    view = one_layer(hidden.rows, true, name, base, kernel, False, numbers, group=group)
+    return view, TrueLayer("layer000", true.copy(), False, hidden.restore)
+
+
 def truth(true: Array, restore: Restore | None = None, depthwise: bool = False) -> TrueLayer:
     return TrueLayer("layer000", true.copy(), depthwise, restore)
 
 
 def group_cover(true: Array, g: int, k: int, seed: int = 0, signed: bool = False) -> Array:
-    """Random groups of ``g`` filters mixed with coefficients 1 to 99 (or normal ones), input channels permuted."""
+    """Random groups of ``g`` filters mixed with coefficients 1 to 99 (or normal ones), input channels permuted.
+
+    Where g does not divide their number, filters are dealt evenly."""
     rng = np.random.default_rng(seed)
     n, d = true.shape[1:]
-    members = rng.permutation(n).reshape(-1, g)
+    members = np.array_split(rng.permutation(n), -(-n // g))
     mixed = np.empty((n, d))
     for row in members:
-        mix = rng.normal(size=(g, g)) if signed else rng.integers(1, 100, (g, g)).astype(float)
+        size = (len(row), len(row))
+        mix = rng.normal(size=size) if signed else rng.integers(1, 100, size).astype(float)
         mixed[row] = mix @ true[0, row]
     mixed = mixed[rng.permutation(n)]
     order = rng.permutation(d // k)

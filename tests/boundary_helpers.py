@@ -64,7 +64,7 @@ class Lab:
         self.root = root
         self.key = root / "device.key"
         keys.create(self.key)
-        self._bundles: dict[tuple[str, str], Path] = {}
+        self._bundles: dict[tuple[str, ...], Path] = {}
 
     def model(self, name: str) -> Path:
         """A model of models/digits, or one of the builders above."""
@@ -75,13 +75,14 @@ class Lab:
             path.write_bytes({"planted": planted, "pixels": pixels}[name]())
         return path
 
-    def bundle(self, name: str, scheme: str = "shadownet:paper") -> Path:
+    def bundle(self, name: str, scheme: str = "shadownet:paper", **options: str) -> Path:
         """The bundle of a model. Tests share it and must not change it."""
-        if (name, scheme) not in self._bundles:
-            target = self.root / f"{name}-{scheme.partition(':')[2]}.shadow"
-            shadownet.convert(self.model(name), target, scheme=scheme, key=self.key)
-            self._bundles[name, scheme] = target
-        return self._bundles[name, scheme]
+        made = (name, scheme.partition(":")[2], *options.values())
+        if made not in self._bundles:
+            target = self.root / f"{'-'.join(made)}.shadow"
+            shadownet.convert(self.model(name), target, scheme=scheme, key=self.key, **options)
+            self._bundles[made] = target
+        return self._bundles[made]
 
     def open(self, name: str, **options: Any) -> shadownet.Interpreter:
         """An interpreter on the bundle of a model, not yet allocated."""

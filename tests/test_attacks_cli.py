@@ -67,6 +67,19 @@ def test_attack_as_json_has_scores_and_controls(made: Path, run: Run) -> None:
         assert attack["recovered"] > 0.5 and attack["pairs"] > 0.9
 
 
+def test_attacks_take_part_where_they_are_given_what_they_need(made: Path, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.shadow"
+    shadownet.convert(MODEL, other, scheme="shadownet:artifact", key=made / "device.key")
+    command = ["attack", made / "m.shadow", "--model", MODEL, "--data", DATA, "--other", other, "--attacks", "A15,A17"]
+    out, _ = run(*command)
+    assert "attacks that take part" in out and re.search(r"A17 +two bundles", out)
+    assert re.search(r"A15 +transcripts, chosen inputs +variance of activations explained +\d", out)
+    out, _ = run(*command, "--json")
+    weights, averages = json.loads(out)["attacks"]
+    assert weights["recovered"] > 0.7 and weights["null"] == 0.0
+    assert averages["recovered"] > 0.99 and averages["null"] < 0.3 and averages["queries"] == 32
+
+
 def test_attack_without_the_truth_scores_nothing(made: Path, run: Run) -> None:
     out, _ = run("attack", made / "m.shadow")
     assert "needs --model" in out.splitlines()[0] and "%" not in out
@@ -93,7 +106,12 @@ def test_attack_hands_back_a_working_model(made: Path, run: Run, tmp_path: Path)
     [
         (["--attacks", "A99"], "no attack A99"),
         (["--attacks", ""], "no attack"),
-        (["--data", DATA], "needs --model"),
+        (["--data", DATA], "need --model"),
+        (["--malicious"], "need --model"),
+        (["--model", MODEL, "--attacks", "A15"], "A15 needs transcripts and chosen inputs(.|\n)*--data"),
+        (["--model", MODEL, "--data", DATA, "--attacks", "A10"], "A10 needs a public model(.|\n)*--base"),
+        (["--model", MODEL, "--data", DATA, "--attacks", "A18"], "A18 needs a malicious(.|\n)*--malicious"),
+        (["--model", MODEL, "--attacks", "A17"], "A17 needs two bundles(.|\n)*--other"),
         (["--model", VICTIMS / "cnn_scratch.tflite"], "not made from"),
         (["--base", VICTIMS / "cnn_scratch.tflite"], "architecture"),
         (["--transcript", DATA], "not a transcript|no transcript"),
@@ -122,9 +140,23 @@ def test_weights_in_fixed_point_are_seen_to_leak(
     shadownet.convert(MODEL, tmp_path / "m.shadow", scheme=scheme, activations=activations, key=made / "device.key")
     out, _ = run("attack", tmp_path / "m.shadow", "--model", MODEL, "--attacks", attack, "--json")
     found = json.loads(out)
-    assert found["lost"] > 0.95 and found["attacks"][0]["null"] == 0.0
+    assert found["lost"] > 0.85 and found["attacks"][0]["null"] == 0.0
     file = gates(tmp_path, f'max_filters_recovered = 0.5\nattacks = ["{attack}"]\n')
     run("check", tmp_path / "m.shadow", "--model", MODEL, "--gates", file, code=1)
+
+
+def test_delta_shows_the_public_model_and_no_more(made: Path, run: Run, tmp_path: Path) -> None:
+    """With exact activations every attack on weights scores as the base alone, two bundles or not."""
+    bundle, other = tmp_path / "m.shadow", tmp_path / "other.shadow"
+    for target in (bundle, other):
+        shadownet.convert(MODEL, target, scheme="delta", activations="exact", base=BASE, key=made / "device.key")
+    out, _ = run("attack", bundle, "--model", MODEL, "--base", BASE, "--other", other, "--json")
+    found = json.loads(out)["attacks"]
+    assert {"A0", "A1", "A2", "A6", "A7", "A8", "A9"} <= {one["attack"] for one in found}
+    for one in found:
+        for score in one["scores"]:
+            assert score["rows"]["recovered"] <= score["base"]["recovered"]
+            assert score["rows"]["direction"] >= 0.999 * score["base"]["direction"]
 
 
 def test_the_meter_knows_schemes_that_let_nothing_out_or_need_a_public_model(run: Run) -> None:
@@ -247,12 +279,12 @@ def test_the_arena_resumes_and_reports(run: Run, tmp_path: Path) -> None:
 
 def test_the_arena_steals_whole_models(run: Run, tmp_path: Path) -> None:
     run(
-        "arena", "--models", VICTIMS / "mlp_scratch.tflite", "--schemes", "shadownet:artifact", "--attacks", "STEAL",
-        "--data", DATA, "--budgets", "0,1%", "--seeds", 1, "--backend", "sequential", "--out", tmp_path / "out",
+        "arena", "--models", VICTIMS / "mlp_scratch.tflite", "--schemes", "shadownet:artifact", "--attacks", "A13",
+        "--data", DATA, "--budgets", "1%", "--seeds", 1, "--backend", "sequential", "--out", tmp_path / "out",
     )  # fmt: skip
     (cell,) = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")]
     assert {(r["knows"], r["budget"]) for r in cell["runs"]} == {
-        (k, b) for k in ("files", "files and transcript", "files and public model") for b in ("0", "1%")
+        (knows, "1%") for knows in ("files", "files and transcript", "files and public model")
     }
     assert next(r for r in cell["runs"] if r["budget"] == "1%")["queries"] == 7
     assert "files and transcript" in (tmp_path / "out" / "MATRIX.md").read_text()
@@ -262,9 +294,9 @@ def test_the_arena_steals_whole_models(run: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--models", MODEL, "--schemes", "nonsense"], "no scheme"),
-        (["--models", MODEL, "--schemes", "shadownet+soft"], "no activations"),
+        (["--models", MODEL, "--schemes", "shadownet+soft"], "no way"),
         (["--models", "missing.tflite"], "cannot read"),
-        (["--models", MODEL, "--attacks", "STEAL"], "needs --data"),
+        (["--models", MODEL, "--attacks", "A13"], "need --data"),
         ([], "no results"),
     ],
 )

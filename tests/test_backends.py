@@ -33,7 +33,8 @@ from boundary_helpers import (  # noqa: F401, the_lab is the fixture lab
 from build import litert
 from layers import FORMS, Form, public_model, signature
 
-from accelerator.backends import DELEGATING
+import shadownet
+from accelerator.backends import DELEGATING, NAMES
 from enclave.link import Accelerator
 from shadownet import workers
 from shadownet.cli import main
@@ -237,6 +238,29 @@ def test_a_bundle_computes_what_its_model_does(lab: Lab, backend: str, name: str
             np.testing.assert_allclose(infer(interpreter, x), expected, atol=1e-3)
 
 
+def test_a_bundle_of_exact_integers(lab: Lab, backend: str) -> None:
+    """They are right to the last unit, or the enclave's test of the arithmetic would refuse the backend."""
+    path, x = lab.bundle("digits_mlp", activations="exact"), digits()[:1]
+    (expected,) = litert(lab.model("digits_mlp").read_bytes(), [x])
+    with shadownet.Interpreter(path, key=lab.key, accelerator=backend) as interpreter:
+        interpreter.allocate_tensors()
+        np.testing.assert_allclose(infer(interpreter, x), expected, atol=0.02)  # 12 bits
+
+
+def test_half_precision(lab: Lab, backend: str) -> None:
+    """Refused by a bundle for float32. A bundle for fp16 computes what its model does, but for a little."""
+    half, x = f"{backend}-fp16", digits()[:1]
+    if half not in NAMES:
+        pytest.skip(f"{backend} has no half precision")
+    with lab.open("digits_mlp", accelerator=half) as interpreter, pytest.raises(WorkerError, match="too coarse"):
+        interpreter.allocate_tensors()
+    (expected,) = litert(lab.model("digits_mlp").read_bytes(), [x])
+    path = lab.bundle("digits_mlp", precision="fp16", integrity="none")
+    with shadownet.Interpreter(path, key=lab.key, accelerator=half) as interpreter:
+        interpreter.allocate_tensors()
+        np.testing.assert_allclose(infer(interpreter, x), expected, atol=0.05)
+
+
 def test_kill_and_restart(lab: Lab, backend: str) -> None:
     with lab.open("digits_mlp", accelerator=backend) as interpreter:
         interpreter.allocate_tensors()
@@ -256,6 +280,11 @@ def test_a_hostile_one_of_any_kind_is_caught(lab: Lab, backend: str) -> None:
         interpreter.allocate_tensors()
         with pytest.raises(IntegrityError):
             infer(interpreter, digits()[:1])
+    with (
+        lab.open("digits_mlp", accelerator=f"hostile+{backend}:coarse") as interpreter,
+        pytest.raises(IntegrityError, match="computes in float32, and layer"),
+    ):
+        interpreter.allocate_tensors()
 
 
 # Nonsense
@@ -401,6 +430,19 @@ def test_a_delegate_that_cannot_be_loaded(lab: Lab, delegate: Path, text: str, m
 
 
 # What the user is told
+
+
+@pytest.mark.slow
+def test_without_a_driver_litert_gpu_says_what_to_install(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+        monkeypatch.setenv(name, str(tmp_path / "none.json"))
+    np.save(tmp_path / "x.npy", digits()[:1])
+    arguments = ["run", lab.bundle("digits_mlp"), "--key", lab.key, "--input", tmp_path / "x.npy"]
+    assert main([*map(str, arguments), "--accelerator", "litert-gpu"]) == 3
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("finds no GPU", "libvulkan1", "chromium-common", "VK_ICD_FILENAMES="))
 
 
 def test_layers_that_a_gpu_does_not_take_or_gets_wrong_run_on_the_cpu_and_are_named(

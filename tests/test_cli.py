@@ -434,8 +434,7 @@ def test_run_traces_and_records(cli: Cli, lab: Lab, x: Path, tmp_path: Path) -> 
     bundle, record = lab.bundle("digits_mlp"), tmp_path / "deep" / "record"
     cli("run", bundle, "--input", x, "--trace", tmp_path / "t.json", "--record", record, "--masks", 2)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
-    assert {event["pid"] for event in events} >= {"enclave"}
-    assert all(event["dur"] >= 0 and event["ph"] == "X" for event in events)
+    assert len({event["pid"] for event in events}) == 3  # test_timeline.py has the rest
     with np.load(record / "transcript.npz", allow_pickle=False) as transcript:
         assert len(transcript.files) == 3 * 3 * 2  # samples, layers, and both ways
         assert all(transcript[name].dtype == np.float32 for name in transcript.files)

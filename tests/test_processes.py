@@ -422,6 +422,9 @@ def test_an_unknown_accelerator_is_named(lab: Lab, name: str) -> None:
 # A fake accelerator, which breaks the protocol
 
 
+OPENED = {"ok": True, "precision": "float32"}
+
+
 class Fake:
     """The other end of the enclave's socket. ``opened`` holds arena, doorbell and call record once that is done."""
 
@@ -450,7 +453,7 @@ class Fake:
 
     def open(self) -> None:
         """Let the enclave open one layer of four values to three, and take part as an honest accelerator would."""
-        self.in_background(lambda: self._accept({"ok": True}))
+        self.in_background(lambda: self._accept(OPENED))
         self.link.open([LAYER])
         assert wait_for(lambda: self.fds)
         self.arena = Arena(os.dup(self.fds[0]), os.fstat(self.fds[0]).st_size)
@@ -490,7 +493,8 @@ class Fake:
             "first": (0, -np.inf, np.inf), "second": (0, -np.inf, np.inf), "result": native.address(result),
         }.items():  # fmt: skip
             steps[name] = value
-        self.link.run([self.link.plan(steps, 16)], [0], Trace(False))
+        self.link.begin(0, self.link.plan(steps, 16), 0)
+        self.link.run(Trace(False))
         return result
 
     def reply(self, sequence: int, status: int = shared.OK) -> None:
@@ -619,7 +623,11 @@ def test_a_peer_that_does_not_read_cannot_hold_the_sender(monkeypatch: pytest.Mo
         assert isinstance(in_time(lambda: fake.link.open([LAYER] * 20_000)), WorkerError)
 
 
-@pytest.mark.parametrize("answer", [{}, {"ok": False}, {"ok": 1}, {"ok": "yes"}, {"error": "no"}, {"error": [1] * 999}])
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"ok": False}, {"ok": 1}, {"ok": "yes"}, {"error": "no"}, {"error": [1] * 999}, {"ok": True},
+     {"ok": True, "precision": "fp8"}, {"ok": True, "precision": ["float32"]}],
+)  # fmt: skip
 def test_only_a_plain_yes_opens_the_accelerator(answer: dict[str, Any]) -> None:
     with Fake() as fake:
         fake.in_background(lambda: fake._accept(answer))
@@ -631,7 +639,7 @@ def test_descriptors_that_an_accelerator_sends_are_closed() -> None:
     with Fake() as fake:
         extra = [os.open("/dev/null", os.O_RDONLY) for _ in range(4)]
         before = descriptors().count("/dev/null")
-        Channel(fake.sock, "enclave").send({"ok": True}, fds=tuple(extra))
+        Channel(fake.sock, "enclave").send(OPENED, fds=tuple(extra))
         assert in_time(lambda: fake.link.open([LAYER])) is None
         assert descriptors().count("/dev/null") == before
         for fd in extra:

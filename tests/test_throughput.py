@@ -82,6 +82,18 @@ def shadownet_layers(lab: Lab) -> list[object]:
     return list(read_manifest(lab.bundle("digits_cnn"))["layers"])
 
 
+def test_a_bad_request_leaves_those_under_way_behind_and_no_trace(lab: Lab) -> None:
+    with lab.open("digits_cnn") as it:
+        asked = requests(it, 8)
+        for bad in (1, 2, 7):
+            spoilt = [[value.copy()] for (value,) in asked]
+            spoilt[bad][0][:] = np.nan
+            with pytest.raises(InputError, match="not finite"):
+                it.invoke_many(spoilt)
+            for expected, (answer,) in zip(one_by_one(it, asked), it.invoke_many(asked), strict=True):
+                np.testing.assert_allclose(answer, expected, atol=1e-3 * np.abs(expected).max())
+
+
 def test_requests_of_another_shape_are_refused(lab: Lab) -> None:
     with lab.open("digits_cnn") as it, pytest.raises(InputError):
         it.invoke_many([[np.zeros((1, 3, 3, 1), np.float32)]])

@@ -3,9 +3,9 @@
 
     python tools/security_results.py [--real DIR] [--out DIR] [--seeds 3]
 
-Victims are the committed digit networks (models/victims) with their public relatives, stolen whole as well; and, with
---real, trained models from a folder, whose public relative is made here: the model itself with noise of 30 % on each
-filter, a close relative. The results folder is resumed.
+Victims are the committed digit networks (models/victims, models/digits) with their public relatives, attacked at work
+and stolen whole as well; and, with --real, trained models from a folder, whose public relative is made here: the model
+itself with noise of 30 % on each filter, a close relative. The results folder is resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ SCHEMES = (
     "none,shadownet:artifact,shadownet:paper,shadownet:fast,groupcover:4,mix:8,slalom,darknetz:last3,delta,"
     "shadownet:paper+exact"
 )
-STOLEN = "none,shadownet:artifact,shadownet:paper"  # whole models, which takes minutes for each
+TAKING_PART = "A5,A10,A11,A12,A14,A15,A16"
+UNCHECKED = "shadownet:artifact+unchecked,shadownet:artifact+exact,shadownet:artifact+exact+unchecked"
+STOLEN = "none,shadownet:artifact,shadownet:paper,shadownet:artifact+exact,mix:8,delta"  # whole models
+INTEGER = "groupcover:4,mix:8,shadownet:paper"
+REAL_INTEGER = "resnet8_cifar10_int8.tflite"
+FEW = 80  # training samples of the overfitted victim
 NOISE = 0.3
 CONVOLUTION, DEPTHWISE, DENSE = 3, 4, 9  # builtin operators
 
@@ -37,18 +42,41 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument("--seeds", default="3", metavar="N")
     args = parser.parse_args()
-    victims = [str(VICTIMS / f"{name}.tflite") for name in ("cnn_scratch", "cnn_tuned_3", "mlp_scratch")]
-    common = ["--schemes", SCHEMES, "--seeds", args.seeds, "--out", str(args.out)]
-    arena("--models", *victims, *common)
-    stolen = ["--attacks", "STEAL", "--data", str(VICTIMS / "data.npz"), "--budgets", "50"]
-    arena("--models", *victims, "--schemes", STOLEN, *stolen, "--seeds", args.seeds, "--out", str(args.out))
+    out, seeds = args.out, ["--seeds", args.seeds, "--out", str(args.out)]
+    scratch, tuned, perceptron = (victim(name) for name in ("cnn_scratch", "cnn_tuned_3", "mlp_scratch"))
+    data = ["--data", str(VICTIMS / "data.npz")]
+    arena("--models", scratch, tuned, perceptron, "--schemes", SCHEMES, *seeds)
+    arena("--models", str(ROOT / "models/digits/digits_cnn_int8.tflite"), "--schemes", INTEGER, *seeds)
+    arena("--models", tuned, perceptron, "--schemes", SCHEMES, "--attacks", TAKING_PART, *data, *seeds)
+    arena("--models", perceptron, "--schemes", UNCHECKED, "--attacks", "A14,A18", *data, *seeds)
+    for models, schemes, budgets, samples in (
+        ([tuned], "shadownet:artifact,shadownet:paper", "50", data),
+        ([perceptron, victim("mlp_tuned_3")], STOLEN, "0,50", data),
+        ([victim("mlp_few")], "shadownet:artifact,shadownet:paper,mix:8", "50", ["--data", few(out)]),
+    ):
+        arena("--models", *models, "--schemes", schemes, "--attacks", "A13", "--budgets", budgets, *samples, *seeds)
+    if args.real:
+        arena("--models", str(args.real / REAL_INTEGER), "--schemes", INTEGER, *seeds)
     for name in REAL if args.real else ():
-        base = args.out / "relatives" / name
+        base = out / "relatives" / name
         base.parent.mkdir(parents=True, exist_ok=True)
         base.write_bytes(relative((args.real / name).read_bytes()))
-        arena("--models", str(args.real / name), *common, "--base", str(base))
-    arena("--out", str(args.out), "--report", str(ROOT / "SECURITY_RESULTS.md"))
+        arena("--models", str(args.real / name), "--schemes", SCHEMES, "--base", str(base), *seeds)
+    arena("--out", str(out), "--report", str(ROOT / "SECURITY_RESULTS.md"))
     return 0
+
+
+def victim(name: str) -> str:
+    return str(VICTIMS / f"{name}.tflite")
+
+
+def few(out: Path) -> str:
+    """The victims' data with the overfitted one's own training set."""
+    with np.load(VICTIMS / "data.npz") as arrays:
+        found = {name: array[:FEW] if name.endswith("_owner") else array for name, array in arrays.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "few.npz", **found)
+    return str(out / "few.npz")
 
 
 def arena(*arguments: str) -> None:

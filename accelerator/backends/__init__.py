@@ -9,12 +9,19 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-NAMES = ("litert-cpu", "litert-python", "litert-gpu", "tflite-runtime", "numpy")
+NAMES = (
+    "litert-cpu", "litert-cpu-fp16", "litert-python", "litert-gpu", "litert-gpu-fp16", "tflite-runtime", "numpy",
+)  # fmt: skip
 DELEGATING = ("litert-python", "tflite-runtime")
 
 
 class Backend(Protocol):
-    """Runs one layer at a time, reading and writing float32 views of the shared arena."""
+    """Runs one layer at a time, reading and writing float32 views of the shared arena.
+
+    ``precision`` is how coarsely it computes, one of ``shadownet.wire.precision``. The enclave tests that.
+    """
+
+    precision: str
 
     def open(self, layers: list[tuple[str, Array, Array]]) -> list[str]:
         """Prepare layers: (signature, input view, output view) each; returns what the user should know of them, as
@@ -54,10 +61,11 @@ def _create(name: str, model: str, num_threads: int, delegate: str) -> Backend:
         from accelerator.backends.reference import Reference
 
         return Reference(model)
+    name, fp16 = name.removesuffix("-fp16"), name.endswith("-fp16")
     if name == "litert-gpu":
         from accelerator.backends.litert_gpu import LiteRtGpu
 
-        return LiteRtGpu(model, num_threads)
+        return LiteRtGpu(model, num_threads, fp16)
     from accelerator.backends import interpreter
 
     if name == "tflite-runtime":
@@ -67,5 +75,7 @@ def _create(name: str, model: str, num_threads: int, delegate: str) -> Backend:
         from accelerator.backends.litert_cpu import SUPPORTED, LiteRtCpu
 
         if importlib.metadata.version("ai-edge-litert").startswith(SUPPORTED):
-            return LiteRtCpu(model, num_threads)
+            return LiteRtCpu(model, num_threads, fp16)
+        if fp16:
+            raise ValueError(f"litert-cpu-fp16 needs a version of ai-edge-litert among {', '.join(SUPPORTED)}")
     return interpreter.litert(model, num_threads, delegate)

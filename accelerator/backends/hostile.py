@@ -1,5 +1,6 @@
 """A backend that misbehaves on request: ``hostile:MODE[@CALL]`` wraps litert-cpu and turns at the CALL-th layer call;
-``hostile+BACKEND:MODE[@CALL]`` wraps another.
+``hostile+BACKEND:MODE[@CALL]`` wraps another. It behaves while its arithmetic is tested, but for the mode ``coarse``,
+which is as coarse then as it is later.
 
 What the enclave must withstand, for the reliability tests and the attacks. CALL counts from 0 (default 0).
 ``hostile:offsets@FILE`` adds to all answers, from the first on, what stands in FILE: the float32 answers of all layers,
@@ -68,6 +69,11 @@ def _rows(output: Array) -> None:
     rows[[0, -1]] = rows[[-1, 0]]
 
 
+def _coarse(output: Array) -> None:
+    """Ten bits of the mantissa, as tf32 has."""
+    output.reshape(-1).view(np.uint32)[...] &= np.uint32(0xFFFFE000)
+
+
 def _die(output: Array) -> None:
     os._exit(9)
 
@@ -83,7 +89,7 @@ def _fail(output: Array) -> None:
 
 MODES = {
     "nan": _nan, "inf": _infinite, "zeros": _zeros, "scale": _scale, "flip": _flip, "step": _step, "pair": _pair,
-    "swap": _swap, "rows": _rows, "die": _die, "hang": _hang, "fail": _fail,
+    "swap": _swap, "rows": _rows, "coarse": _coarse, "die": _die, "hang": _hang, "fail": _fail,
 }  # fmt: skip
 OTHERS = ("refuse", "replay", "other", "offsets")  # which need more than the answer to spoil
 
@@ -99,7 +105,7 @@ class Hostile:
         mode, _, argument = request.partition("@")
         if mode not in MODES and mode not in OTHERS:
             raise ValueError(f"hostile knows no mode {mode!r}")
-        self._wrapped, self._mode = wrapped, mode
+        self._wrapped, self._mode, self.precision = wrapped, mode, wrapped.precision
         self._file = argument if mode == "offsets" else ""
         if mode == "offsets" and not os.path.isfile(argument):
             raise ValueError("hostile:offsets needs a file, hostile:offsets@FILE")
@@ -119,6 +125,11 @@ class Hostile:
             ends = np.cumsum([output.size for output in self._outputs])
             self._offsets = [part[: o.size] for part, o in zip(np.split(everything, ends), self._outputs, strict=False)]
         return notes
+
+    def probe(self, layer: int) -> None:
+        self._wrapped.run(layer)
+        if self._mode == "coarse":
+            _coarse(self._outputs[layer])
 
     def run(self, layer: int) -> None:
         self._wrapped.run(layer)

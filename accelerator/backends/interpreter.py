@@ -21,6 +21,8 @@ TFLITE_RUNTIME = (
 class Interpreted:
     """A backend; see :class:`accelerator.backends.Backend`. ``module`` has ``Interpreter`` and ``load_delegate``."""
 
+    precision = "float32"  # what a delegate makes of it, the enclave's test will tell
+
     def __init__(self, module: Any, model: str, num_threads: int, delegate: str = "") -> None:
         """``delegate`` is LIB.so[:key=value,...], "" for none. Raises ``ValueError`` if it cannot be loaded."""
         self._delegates = [_load(module, delegate)] if delegate else []

@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 SUPPORTED = ("2.3.",)  # versions of ai-edge-litert whose C interface was tried
 _CPU = 1  # kLiteRtHwAcceleratorCpu
 _FLOAT32 = 1  # kLiteRtElementTypeFloat32
+_FORCE_FP16 = 4  # TFLITE_XNNPACK_DELEGATE_FLAG_FORCE_FP16
 _ALIGNMENT = 64
 
 
@@ -36,7 +37,9 @@ class _RankedType(ctypes.Structure):
 class LiteRtCpu:
     """A backend; see :class:`accelerator.backends.Backend`."""
 
-    def __init__(self, model: str, num_threads: int) -> None:
+    def __init__(self, model: str, num_threads: int, fp16: bool = False) -> None:
+        """``fp16`` has XNNPACK compute in half precision, emulated where the processor has none."""
+        self.precision = "fp16" if fp16 else "float32"
         self._library = _load()
         self._signatures = 0
         environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
@@ -44,7 +47,7 @@ class LiteRtCpu:
         self._call("LiteRtCreateModelFromFile", environment, model.encode(), ctypes.byref(loaded))
         self._call("LiteRtCreateOptions", ctypes.byref(options))
         self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
-        self._keep = _payload(self, options, num_threads)
+        self._keep = _payload(self, options, num_threads, _FORCE_FP16 if fp16 else 0)
         self._call("LiteRtCreateCompiledModel", environment, loaded, options, ctypes.byref(compiled))
         self._environment, self._model, self._compiled = environment, loaded, compiled
         self._index = self._read_signatures()
@@ -110,10 +113,13 @@ class LiteRtCpu:
         """LiteRT's run function, and per layer (model, signature, input buffers, output buffers, what the next
         layer will answer into, its size): addresses, 0 where that is what this one answered into."""
         table: list[tuple[int, ...]] = []
-        following = [*self._answers[1:], (0, 0)]
-        for layer, (own, _), (at, size) in zip(self._layers, self._answers, following, strict=True):
+        places = [*self._answers[1:], (0, 0)]
+        # Where the signatures begin again another lane does, whose answer may not have been read yet.
+        signatures = [index.value for _, index, *_ in self._layers]
+        lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
+        for layer, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
             model, index, _, inputs, _, outputs = layer
-            claimed = (at, size) if at != own else (0, 0)
+            claimed = (0, 0) if last or at == own else (at, size)
             table.append((model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs), *claimed))
         return self._run, table
 
@@ -137,9 +143,9 @@ def _load() -> ctypes.CDLL:
         raise ValueError(f"LiteRT's C library is not at {path}") from None
 
 
-def _payload(owner: LiteRtCpu, options: ctypes.c_void_p, num_threads: int) -> Any:
-    """Attach the CPU options: an opaque payload named "xnnpack" that says how many threads to use."""
-    text = ctypes.create_string_buffer(f"num_threads = {num_threads}\n".encode())
+def _payload(owner: LiteRtCpu, options: ctypes.c_void_p, num_threads: int, flags: int) -> Any:
+    """Attach the CPU options: an opaque payload named "xnnpack" that says how many threads and which flags to use."""
+    text = ctypes.create_string_buffer(f"num_threads = {num_threads}\n{f'flags = {flags}' if flags else ''}\n".encode())
     deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # the buffer is Python's
     opaque = ctypes.c_void_p()
     owner._call("LiteRtCreateOpaqueOptions", b"xnnpack", text, deleter, ctypes.byref(opaque))

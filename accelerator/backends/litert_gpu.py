@@ -1,4 +1,4 @@
-"""LiteRT on the GPU: its accelerator for WebGPU over Vulkan, through ``CompiledModel``, in float32.
+"""LiteRT on the GPU: its accelerator for WebGPU over Vulkan, through ``CompiledModel``, in float32 or fp16.
 
 A layer that the GPU does not take whole runs on the CPU, and so does one that it gets wrong: with LiteRT 2.3 that
 goes for convolutions in groups of other than a multiple of 4 channels, for transposed convolutions with SAME padding
@@ -31,16 +31,19 @@ NO_GPU = (
     "LiteRT finds no GPU: it needs libvulkan.so.1 (package libvulkan1) and a Vulkan driver. Without a GPU, the package "
     "chromium-common has one in software: set VK_ICD_FILENAMES=/usr/lib/chromium/vk_swiftshader_icd.json"
 )
-_TOLERANCE = 1e-4  # of the largest value: far above what float32 sums differ by, below what float16 would
+# Of the largest value: far above what float32 sums differ by and below what fp16 would; the same for fp16.
+_TOLERANCE = {"float32": 1e-4, "fp16": 2e-2}
 
 
 class LiteRtGpu:
     """A backend; see :class:`accelerator.backends.Backend`. ``num_threads`` are for layers left to the CPU."""
 
-    def __init__(self, model: str, num_threads: int) -> None:
+    def __init__(self, model: str, num_threads: int, fp16: bool = False) -> None:
+        """``fp16`` allows half precision; a GPU without it computes in float32 all the same."""
+        self.precision = "fp16" if fp16 else "float32"
         self._path, self._environment = model, Environment.create()
         self._for_cpu = Options(HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=num_threads))
-        options = Options(HardwareAccelerator.GPU, gpu_options=GpuOptions(enforce_f32=True))
+        options = Options(HardwareAccelerator.GPU, gpu_options=GpuOptions(enforce_f32=not fp16))
         self._refused: set[str] = set()  # signatures
         self._compiled: dict[str, CompiledModel] = {}
         try:
@@ -73,7 +76,7 @@ class LiteRtGpu:
                 self._layers.append(other)
                 continue
             own = _Layer(self._compiled[signature], signature, source, target)
-            if _agree(own, other):
+            if _agree(own, other, _TOLERANCE[self.precision]):
                 self._layers.append(own)
             else:
                 notes.append(f"the GPU computes layer {signature} wrongly, which runs on the CPU")
@@ -109,11 +112,11 @@ class _Layer:
         np.copyto(self._target, self.compute(self._source))
 
 
-def _agree(own: _Layer, other: _Layer) -> bool:
-    """Whether both compute the same of random numbers."""
+def _agree(own: _Layer, other: _Layer, tolerance: float) -> bool:
+    """Whether both compute the same of random numbers, but for ``tolerance`` of the largest value."""
     x = np.asarray(np.random.default_rng(0).standard_normal(own.shape, np.float32))
     expected = other.compute(x)
-    return bool(np.abs(own.compute(x) - expected).max() <= _TOLERANCE * np.abs(expected).max())
+    return bool(np.abs(own.compute(x) - expected).max() <= tolerance * np.abs(expected).max())
 
 
 def _alone(model: Any, signature: Any) -> bytes:

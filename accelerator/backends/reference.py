@@ -25,6 +25,8 @@ _EXACT = 2.0**53
 class Reference:
     """A backend; see :class:`accelerator.backends.Backend`. The number of threads is NumPy's own affair."""
 
+    precision = "float32"  # sums are made in float64 or in integers, and rounded once
+
     def __init__(self, model: str) -> None:
         content = Path(model).read_bytes()
         try:

@@ -13,16 +13,18 @@ import numpy as np
 from enclave import sealing
 from enclave.bounded.checks import StreamedChecker
 from enclave.bounded.layer import LayerRun, pop_mask
-from enclave.bounded.masks import Masks, MaskSet, PushRows
+from enclave.bounded.masks import Masks, MaskSet, push_rows
 from enclave.bounded.meter import Meter
-from enclave.bounded.plan import COMFORT, Known, Plan, know
+from enclave.bounded.plan import COMFORT, Known, Plan, know, trying
+from enclave.bounded.probe import StreamedProbe
 from enclave.bounded.storage import Blobs, PublicModel, Sealed
 from enclave.container import read_head
 from enclave.executor import accept
 from enclave.hardening import limit_memory
 from enclave.integrity import Policy
 from enclave.link import Accelerator
-from enclave.program import Layer, Program, Segment, parse_layer
+from enclave.precision import judge, require
+from enclave.program import Layer, Segment, parse_demands, parse_layer
 from enclave.rng import Rng
 from enclave.sealing import ACCELERATOR, Header
 from enclave.trace import Trace
@@ -64,9 +66,8 @@ class BoundedExecutor:
         self._baseline = baseline
         limit(baseline + budget + self.shared)
         meter.charge(self._plan.static - meter.held)
-        checked = float(record["checked"])
-        self.program = Program([], self._plan.entries, b"", b"", checked, self._plan.stateful)
-        self._policy = Policy(checked, self._rng)
+        self.entries = self._plan.entries
+        self._policy = Policy(self._checked, self._rng)
         self._bands = {k.number: self._plan.bands(k, budget) for k in self._plan.layers}
         self._checkers = {k.number: self._checker(k) for k in self._plan.layers if k.checked}
         self._opening = sealed.bytes_read, sealed.seconds
@@ -78,14 +79,13 @@ class BoundedExecutor:
     def _read(self, record: dict[str, Any], directory: Path, header: Header) -> Plan:
         """Parse the program into a plan. Raises ``BundleError``."""
         try:
-            public = None
-            if float(record["checked"]) > 0 and record["layers"]:
+            self._checked, self._precision = parse_demands(record)
+            layers = []
+            if record["layers"]:
                 public = PublicModel(directory / ACCELERATOR, str(header.accelerator), self.meter)
-            at = self._blobs.places["linear"].at
-            layers = [
-                know(k, layer, self._blobs, self._sealed, at, public, self._mask_input)
-                for k, layer in enumerate(record["layers"])
-            ]
+                files = self._sealed, self._blobs.places["linear"].at, public
+                demands = self._mask_input, self._checked > 0
+                layers = [know(k, layer, self._blobs, *files, *demands) for k, layer in enumerate(record["layers"])]
             return Plan(record, self._blobs, layers, self.meter.held)
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
@@ -95,12 +95,26 @@ class BoundedExecutor:
         self._sealed.read_into(at, out)
         return out.tobytes()
 
+    def _piece(self, known: Known) -> int:
+        """Bytes of public weights to read at a time."""
+        room = self.meter.budget - self.meter.held - trying(known, 0)
+        return max(known.public.least, min(COMFORT // 8, room // 5))
+
     def _checker(self, known: Known) -> StreamedChecker:
-        assert known.public is not None
-        room = self.meter.budget - self.meter.held
-        piece = min(COMFORT // 8, max(room - StreamedChecker.making(known.public, 0), 0) // 5)
-        with self.meter.scratch(StreamedChecker.making(known.public, piece)):
+        piece = self._piece(known)
+        with self.meter.scratch(trying(known, piece)):
             return StreamedChecker(known.public, known.exact, self._rng, piece)
+
+    def _try(self, link: Accelerator) -> None:
+        """Have the accelerator's arithmetic tested, layer by layer. Raises ``WorkerError`` or ``IntegrityError``."""
+        require(link.precision, self._precision, any(known.exact for known in self._plan.layers))
+        for known in self._plan.layers:
+            piece = self._piece(known)
+            with self.meter.scratch(trying(known, piece)):
+                images = known.stack * known.frame.source[0]
+                probe = StreamedProbe(known.public, known.frame, images, known.exact, self._rng, piece)
+                name = known.record["signature"]
+                judge(probe.run(link, known.number, name), link.precision, name)
 
     @property
     def shared(self) -> int:
@@ -118,7 +132,7 @@ class BoundedExecutor:
 
     def allocate(self, key: int, shapes: list[Shape], lanes: int = 1) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Select an entry; returns its interface. Raises ``InputError`` for other shapes than those of conversion."""
-        entry = self.program.entries[key]
+        entry = self.entries[key]
         if shapes != [spec.shape for spec in entry.inputs]:
             raise InputError("with limited enclave memory a model runs at the shapes that it was converted with",
                              "leave --enclave-memory out to resize inputs")  # fmt: skip
@@ -126,13 +140,14 @@ class BoundedExecutor:
             layers = [(k.record["signature"], *k.crossing) for k in self._plan.layers]
             crossing = [{"signature": name, "input": source, "output": target} for name, source, target in layers]
             self._link.open(crossing, buffers=False)
+            self._try(self._link)
         if key != self._entry:
             self.masks = self._new_masks(key)
         self._entry = key
         return entry.inputs, entry.outputs
 
     def _new_masks(self, key: int | None) -> Masks:
-        steps = [] if key is None else self.program.entries[key].steps
+        steps = [] if key is None else self.entries[key].steps
         layers = [self._plan.layers[step.number] for step in steps if not isinstance(step, Segment)]
         return Masks(layers, self._bands, self._make_pops, self._mask_memory)
 
@@ -143,7 +158,7 @@ class BoundedExecutor:
     def _invoke(self, inputs: list[Array]) -> list[Array]:
         if self._entry is None:
             raise InputError("call allocate_tensors() first")
-        start, entry = time.perf_counter(), self.program.entries[self._entry]
+        start, entry = time.perf_counter(), self.entries[self._entry]
         tensors = accept(entry, [self.meter.adopt(value) for value in inputs])
         inputs.clear()
         masks = self.masks.take()
@@ -153,11 +168,11 @@ class BoundedExecutor:
             began = time.perf_counter()
             if isinstance(step, Segment):
                 self._segment(position, step, tensors)
-                self.trace.add(f"segment {step.subgraph}", "enclave", began)
+                self.trace.work("trusted segment", began, {"subgraph": step.subgraph})
             else:
                 known = self._plan.layers[step.number]
                 tensors[known.output] = self._layer(known, tensors, masks, chosen.get(known.number, False))
-                self.trace.add(known.record["signature"], "enclave", began)
+                self.trace.work(known.record["signature"], began)
             for t in entry.dead_after[position]:
                 tensors.pop(t, None)
         self.masks.recycle(masks)
@@ -217,7 +232,8 @@ class BoundedExecutor:
             run.send(self._link.input(number))
             began = time.perf_counter()
             self._link.call(number, name)
-            self.trace.add(name, "accelerator", began, bytes_sent=self._link.input(number).nbytes)
+            if self.trace.enabled:
+                self._link.crossed(number, began, (began, time.perf_counter() - began), self.trace)
             checker = self._checkers[number] if check else None
             run.finish(self._link.output(number), self.masks, checker, self._link, out)
         return out
@@ -232,7 +248,7 @@ class BoundedExecutor:
         with self.meter.scratch(known.loaded + bands.scratch):
             layer = self._load_layer(known)
             for image in range(known.frame.source[0]):
-                push = PushRows(known, layer, image, seed)
+                push = push_rows(known, layer, image, seed)
                 for first, end in known.frame.bands(bands.rows):
                     yield pop_mask(known, layer, push.window(*known.frame.reach(first, end)), first, end, bands.piece)
 

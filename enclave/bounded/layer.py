@@ -9,8 +9,9 @@ import numpy as np
 
 from enclave.bounded.bands import Weights, linear
 from enclave.bounded.checks import StreamedChecker
-from enclave.bounded.masks import Masks, MaskSet, PushRows
+from enclave.bounded.masks import Masks, MaskSet, push_rows
 from enclave.bounded.plan import Bands, Known
+from enclave.bounded.rows import Rows
 from enclave.link import Accelerator
 from enclave.program import Layer
 from shadownet.wire.errors import IntegrityError
@@ -46,8 +47,8 @@ class LayerRun:
         self._scope = layer.format.scope
         self._measured = layer.format.measure(self._x) if self._scope == "tensor" else None
 
-    def _push(self, image: int) -> PushRows | None:
-        return PushRows(self._known, self._layer, image, self._masks.seed) if self._known.masked else None
+    def _push(self, image: int) -> Rows | None:
+        return push_rows(self._known, self._layer, image, self._masks.seed) if self._known.masked else None
 
     def _context(self, image: int) -> Any:
         """What the number format has to know of a whole image."""

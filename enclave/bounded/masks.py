@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from enclave.bounded.plan import Bands, Known
+from enclave.bounded.rows import Rows
 from enclave.bounded.storage import Locker
 from enclave.formats import MASK_BOUND
 from enclave.program import Layer
-from enclave.rng import Rng, Stream
+from enclave.rng import Rng
 from enclave.sealing import TAG
 from shadownet.wire.errors import InputError
 
@@ -24,37 +25,18 @@ _SEED = 32
 _PIECES = 1 << 32  # numbers of a set's pieces
 
 
-class PushRows:
-    """The push mask of one image of a layer, in the order in which it is sent, a window of rows at a time.
+def push_rows(known: Known, layer: Layer, image: int, seed: bytes) -> Rows:
+    """The push mask of one image of a layer in the order in which it is sent: float32, or float64 for residues."""
+    row, residues = known.frame.source[2:], layer.residues
 
-    Rows come from the seed in order, so another pass draws the same ones; windows may overlap but not go back.
-    """
-
-    def __init__(self, known: Known, layer: Layer, image: int, seed: bytes) -> None:
-        self._layer, self._row = layer, known.frame.source[2:]
-        self._rng: Rng = Stream(seed, known.number << 32 | image)
-        self._next, self._last = 0, np.empty((0, *self._row), np.float64 if known.wide else np.float32)
-
-    def window(self, start: int, stop: int) -> Array:
-        """Rows [start, stop): float32, or float64 for residues."""
-        out = np.empty((stop - start, *self._row), self._last.dtype)
-        kept = max(self._next - start, 0)
-        out[:kept] = self._last[self._last.shape[0] - kept :]
-        while self._next < stop:
-            row = self._draw()
-            if self._next >= start:
-                out[self._next - start] = row
-            self._next += 1
-        self._last = out
-        return out
-
-    def _draw(self) -> Array:
-        layer = self._layer
-        if layer.residues is not None:
-            return layer.residues.pad(self._rng, self._row)
+    def draw(rng: Rng) -> Array:
+        if residues is not None:
+            return residues.pad(rng, row)
         if layer.format.exact:
-            return self._rng.integers(-MASK_BOUND, MASK_BOUND + 1, self._row).astype(np.float32)
-        return self._rng.normal(layer.sigma, self._row)
+            return rng.integers(-MASK_BOUND, MASK_BOUND + 1, row).astype(np.float32)
+        return rng.normal(layer.sigma, row)
+
+    return Rows(row, np.float64 if known.wide else np.float32, draw, seed, known.number << 32 | image)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 
 from enclave.bounded.bands import Frame, Weights
 from enclave.bounded.checks import StreamedChecker
+from enclave.bounded.probe import StreamedProbe
 from enclave.bounded.storage import Blobs, Paged
 from enclave.integrity import Public
 from enclave.program import Entry, Segment, parse_entry, parse_layer
@@ -52,7 +53,7 @@ class Known:
     itemsize: int  # of the result
     loaded: int  # bytes of the arrays that are read when it runs
     true: Weights
-    public: Weights | None
+    public: Weights
     private: tuple[Weights, ...]
 
     def reads(self) -> list[int]:
@@ -76,15 +77,15 @@ class Known:
 
 
 def know(
-    number: int, record: dict[str, Any], blobs: Blobs, true_file: Paged, linear_at: int, public: Paged | None,
-    mask_input: bool,
+    number: int, record: dict[str, Any], blobs: Blobs, true_file: Paged, linear_at: int, public: Paged,
+    mask_input: bool, checked: bool,
 ) -> Known:  # fmt: skip
     """Parse a layer once, and keep what the plan needs. Raises ``KeyError``, ``ValueError`` and the like."""
     layer = parse_layer(number, record, blobs, mask_input)
     source, target = (tuple(int(d) for d in shape) for shape in record["shapes"])
     values = [*record["restore"].values(), *record["format"].values()]
     named = [blobs.places[name] for name in values if isinstance(name, str) and name in blobs.places]
-    checked, residues = public is not None, layer.residues
+    residues = layer.residues
     private = record["private"]["weights"] if record["private"] else []
     true = _weights(true_file, layer.public, record["weights"], linear_at)[0]
     return Known(
@@ -107,7 +108,7 @@ def know(
         itemsize=layer.format.dtype.itemsize,
         loaded=3 * sum(place.nbytes for place in named),
         true=true,
-        public=Weights(public, layer.public) if public is not None else None,
+        public=Weights(public, layer.public),
         private=tuple(_weights(true_file, layer.public, private, linear_at)),
     )
 
@@ -173,6 +174,14 @@ def choose(layer: Known, room: int) -> Bands:
     return Bands(low, piece, scratch(layer, low, piece))
 
 
+def trying(layer: Known, piece: int) -> int:
+    """Bytes that the vectors and the test of a layer need at the start, with ``piece`` bytes of weights at a time."""
+    probing = max(
+        StreamedProbe.making(layer.public, piece), StreamedProbe.running(layer.public, layer.frame, layer.stack)
+    )
+    return max(probing, StreamedChecker.making(layer.public, piece) if layer.checked else 0)
+
+
 @dataclass(frozen=True)
 class SegmentSize:
     """Bytes of the tensors that a segment computes with, and of its outputs."""
@@ -195,7 +204,7 @@ class Plan:
             self.entries[int(key)] = parse_entry(record, blobs, layers)
             self._sizes[int(key)] = [_segment_size(step) for step in record["steps"]]
         self.model = blobs.places["trusted"]
-        checks = sum(StreamedChecker.resident(layer.public, layer.exact) for layer in layers if layer.public)
+        checks = sum(StreamedChecker.resident(layer.public, layer.exact) for layer in layers if layer.checked)
         constants = sum(a.nbytes for entry in self.entries.values() for a in entry.constants.values())
         head = min(place.at for place in blobs.places.values())  # bytes of JSON
         self.static = OVERHEAD + PARSED * head + files + checks + constants
@@ -237,8 +246,7 @@ class Plan:
 
     @staticmethod
     def _least(layer: Known) -> int:
-        making = StreamedChecker.making(layer.public, 0) if layer.public else 0
-        return max(choose(layer, 0).scratch, making)
+        return max(choose(layer, 0).scratch, trying(layer, 0))
 
     def bands(self, layer: Known, budget: int) -> Bands:
         """How a layer runs within ``budget``, which is not below ``smallest``."""

@@ -50,11 +50,11 @@ def attack(view: AdversaryView, layer: PublicLayer, following: PublicLayer, foun
     ``order[i]`` is then the channel, as ``following`` is sent it, of the i-th row of ``found``.
     Raises ``InputError`` without a transcript of both layers.
     """
-    sent, received = view.crossings(following), view.crossings(layer)
+    sent, received = view.sent(following), view.crossings(layer)
     if not sent or len(sent) != len(received):
         raise InputError("aligning two layers needs a transcript of both")
     answers = restored(layer, found, [c.received for c in received])
-    return align(answers, flat([c.sent for c in sent]), len(sent))
+    return align(answers, flat(sent), len(sent))
 
 
 def hidden(view: AdversaryView, layer: PublicLayer, features: Array) -> Alignment | None:
@@ -62,10 +62,10 @@ def hidden(view: AdversaryView, layer: PublicLayer, features: Array) -> Alignmen
 
     ``order[j]`` is the public channel of the j-th channel that is sent.
     """
-    crossings = view.crossings(layer)
-    if len(crossings) != len(features):
+    sent = view.sent(layer)
+    if len(sent) != len(features):
         raise InputError("a transcript and a public model's activations must be of the same inputs")
-    return align(flat([c.sent for c in crossings]), features.reshape(-1, features.shape[-1]), len(crossings))
+    return align(flat(sent), features.reshape(-1, features.shape[-1]), len(sent))
 
 
 def restored(layer: PublicLayer, found: Recovery, answers: list[Array]) -> Array:
@@ -106,6 +106,6 @@ def align(a: Array, b: Array, runs: int) -> Alignment | None:
 
 def correlations(a: Array, b: Array) -> Array:
     """Pearson's coefficient between columns, [n, m]; 0 for columns that do not vary."""
-    a, b = ((side - side.mean(axis=0)).T for side in (a, b))
+    a, b = ((side - side.mean(axis=0)).T.astype(np.float64) for side in (a, b))
     out: Array = np.where(norms(a) > 1e-12, a / norms(a), 0.0) @ np.where(norms(b) > 1e-12, b / norms(b), 0.0).T
     return out

@@ -21,12 +21,13 @@ import numpy as np
 
 from enclave import keys, schemes
 from shadownet import __version__
-from shadownet.attacks import bench, registry
-from shadownet.attacks.view import AdversaryView, Knowledge
+from shadownet.attacks import bench, live, registry
+from shadownet.attacks.view import AdversaryView
 from shadownet.progress import track
 from shadownet.wire.errors import Error, InputError
 
-STEAL = "STEAL"  # the pseudo-attack that goes for the whole model
+STEAL = registry.STEAL
+UNCHECKED = "unchecked"  # of a scheme's name: no integrity check
 BUDGETS = ("0", "50", "500", "1%", "10%")
 
 
@@ -42,10 +43,27 @@ class Plan:
     data: str | None = None
     budgets: tuple[str, ...] = BUDGETS
     seeds: int = 3
+    runs: int = 256
     ratio: float = 1.2
 
     def cell(self, model: str, scheme: str, attack: str) -> Path:
         return self.out / f"{Path(model).stem}.{scheme.replace(':', '-')}.{attack}.json"
+
+
+def names(attacks: str, data: bool) -> tuple[str, ...]:
+    """Names of a list; of "all" those that do without the attacker's own samples, unless there is ``data``.
+
+    Raises ``InputError`` for names that are none, and for attacks by name that lack the data.
+    """
+    chosen = registry.select(attacks)
+    found = [
+        a
+        for a in chosen
+        if data or not {registry.Need.INPUTS, registry.Need.TRANSCRIPT, registry.Need.MALICIOUS} & {*a.needs}
+    ]
+    if attacks != "all" and len(found) < len(chosen):
+        raise InputError("attacks that take part need --data", "an .npz with samples and labels")
+    return tuple(attack.name for attack in found)
 
 
 def run(plan: Plan, jobs: int = -1, backend: str = "loky") -> int:
@@ -53,7 +71,7 @@ def run(plan: Plan, jobs: int = -1, backend: str = "loky") -> int:
     try:
         import joblib
     except ModuleNotFoundError:
-        raise InputError("the arena needs joblib", "pip install 'shadownet[attacks]'") from None
+        raise InputError("the arena needs joblib", "pip install scipy joblib") from None
     if plan.seeds < 1:
         raise InputError("--seeds must be at least 1")
     plan = replace(plan, schemes=tuple(_full(name) for name in plan.schemes))
@@ -74,11 +92,11 @@ def run(plan: Plan, jobs: int = -1, backend: str = "loky") -> int:
 
 
 def _full(scheme: str) -> str:
-    """NAME[:VARIANT][+exact] with the variant spelled out. Raises ``InputError``."""
-    name, plus, activations = scheme.partition("+")
-    if plus and activations not in ("float", "exact"):
-        raise InputError(f"there are no activations {activations!r}", "write NAME:VARIANT+exact")
-    return schemes.get(name).name + plus + activations
+    """NAME[:VARIANT][+exact|+float][+unchecked] with the variant spelled out. Raises ``InputError``."""
+    name, *options = scheme.split("+")
+    if {*options} - {"float", "exact", UNCHECKED}:
+        raise InputError(f"there is no way of running a scheme like {scheme!r}", "write NAME:VARIANT+exact+unchecked")
+    return "+".join([schemes.get(name).name, *options])
 
 
 def pair(plan: Plan, model: str, scheme: str, attacks: tuple[str, ...]) -> int:
@@ -110,41 +128,43 @@ def _once(
     """Convert once and attack: (attack, problem or "", record)."""
     from shadownet.converter import convert
 
-    key, bundle = folder / "device.key", folder / "m.shadow"
+    key, bundle, other = folder / "device.key", folder / "m.shadow", folder / "other.shadow"
     keys.create(key)
     data = bench.read_data(plan.data) if plan.data else None
     samples = None if data is None else [data.queries[:16].astype(np.float32)]
-    name, _, activations = scheme.partition("+")
-    needed = base if schemes.get(name).needs_base else None
-    convert(
-        model, bundle, scheme=name, ratio=plan.ratio, activations=activations or None, key=key, calibration=samples,
-        base=needed,
-    )  # fmt: skip
-    view = bench.open_view(bundle, base)
+    name, *options = scheme.split("+")
+    for target in (bundle, other) if "A17" in attacks else (bundle,):
+        convert(
+            model, target, scheme=name, ratio=plan.ratio, key=key, calibration=samples,
+            activations=next((option for option in options if option != UNCHECKED), None),
+            integrity="none" if UNCHECKED in options else "full",
+            base=base if schemes.get(name).needs_base else None,
+        )  # fmt: skip
+    view = bench.open_view(bundle, base, other=other if "A17" in attacks else None)
     truth = bench.open_truth(bundle, model, key)
+    own = None if data is None else data.queries
+    stage = live.Stage(view, bundle, model, truth, key, own, base, plan.runs, True, seed)
     for attack in attacks:
         if attack != STEAL:
-            outcomes = bench.weigh(view, truth, registry.select(attack), seed)
+            chosen = registry.select(attack)
+            outcomes = bench.weigh(view, truth, chosen, seed) + live.weigh(stage, chosen)
             yield attack, "", outcomes[0].to_json() if outcomes else {"recovered": None}
         elif data is not None:
             try:
-                yield from (
-                    (attack, "", record) for record in _thefts(plan, model, view, data, base, seed, bundle, key)
-                )
+                yield from ((attack, "", record) for record in _thefts(plan, model, stage, data, base, seed))
             except Error as error:
                 yield attack, str(error), {}
 
 
 def _thefts(
-    plan: Plan, model: str, view: AdversaryView, data: bench.Data, base: str | None, seed: int, bundle: Path, key: Path
+    plan: Plan, model: str, stage: live.Stage, data: bench.Data, base: str | None, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Whole models: by what the attacker has and by the labels it may ask for."""
-    crossed = bench.record(bundle, data.queries, key)
-    alone = replace(view, base=None)
-    seeing = replace(alone, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
+    alone = replace(stage.view, base=None)
+    seeing = replace(stage.varied, base=None)
     has: list[tuple[str, AdversaryView, str | None]] = [("files", alone, None), ("files and transcript", seeing, None)]
     if base is not None:
-        has.append(("files and public model", view, base))
+        has.append(("files and public model", stage.view, base))
     for name, sees, public in has:
         for budget in plan.budgets:
             got = bench.theft(sees, model, data, _budget(budget, data), public, seed)

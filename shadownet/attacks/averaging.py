@@ -47,20 +47,21 @@ class Average:
 
 def attack(view: AdversaryView, layer: PublicLayer) -> list[Average]:
     """The inputs of ``layer`` for every input of the transcript that was repeated, most often first."""
-    crossings = view.crossings(layer)
+    sent = view.sent(layer)
     found = []
     for runs in repeated(view):
-        value, spread = mean([crossings[t].sent for t in runs])
+        value, spread = mean([sent[t] for t in runs])
         found.append(Average(value, spread / math.sqrt(len(runs)), tuple(runs)))
     return sorted(found, key=lambda average: -average.repeats)
 
 
 def repeated(view: AdversaryView) -> list[list[int]]:
-    """Inferences of equal inputs, told by what the first unmasked layer is sent; [] where all layers are masked."""
+    """Inferences of equal inputs: chosen ones, or told by what the first unmasked layer is sent; [] without either."""
     plain = next((layer for layer in view.layers if not layer.masked), None)
+    seen = [c.sent for c in view.crossings(plain)] if plain else []
     groups: dict[bytes, list[int]] = {}
-    for t, crossing in enumerate(view.crossings(plain) if plain else []):
-        groups.setdefault(crossing.sent.tobytes(), []).append(t)
+    for t, x in enumerate(view.inputs if view.inputs is not None else seen):
+        groups.setdefault(x.tobytes(), []).append(t)
     return [runs for runs in groups.values() if len(runs) > 1]
 
 

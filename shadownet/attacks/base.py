@@ -13,7 +13,7 @@ from shadownet.relatives import ModelLayer, match, model_layers
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["ModelLayer", "align", "model_layers", "public_base"]
+__all__ = ["ModelLayer", "align", "model_layers", "public_base", "same_ops"]
 
 
 def align(layers: Sequence[PublicLayer], model: Sequence[ModelLayer], bits: int = 12) -> tuple[Array | None, ...]:
@@ -22,9 +22,18 @@ def align(layers: Sequence[PublicLayer], model: Sequence[ModelLayer], bits: int 
     Integer layers get the public model's integers where it has some, float ones its real weights, fixed-point ones
     those in steps of ``bits`` bits per filter, as the scheme is known to take them.
     """
-    forms = [(layer.op_id, (layer.depthwise, (layer.groups, layer.per_group, layer.depth))) for layer in layers]
-    found = zip(layers, match(forms, model), strict=True)
+    found = zip(layers, _matched(layers, model), strict=True)
     return tuple(None if other is None else _in_units(other, layer.numbers, bits) for layer, other in found)
+
+
+def same_ops(model: str | os.PathLike[str], layers: Sequence[PublicLayer]) -> tuple[int | None, ...]:
+    """For each outsourced layer the id of the op of a public model that it corresponds to. Raises ``ModelError``."""
+    return tuple(None if other is None else other.op_id for other in _matched(layers, model_layers(model)))
+
+
+def _matched(layers: Sequence[PublicLayer], model: Sequence[ModelLayer]) -> list[ModelLayer | None]:
+    forms = [(layer.op_id, (layer.depthwise, (layer.groups, layer.per_group, layer.depth))) for layer in layers]
+    return match(forms, model)
 
 
 def _in_units(other: ModelLayer, numbers: str, bits: int) -> Array:

@@ -21,7 +21,7 @@ from shadownet.attacks.view import AdversaryView, PublicLayer
 
 Array = np.ndarray[Any, Any]
 
-DROP = 1e-3  # singular values after the last of a static basis are rounding, those of fresh masks are not
+DROP = 1e-3  # from one singular value to the next: after the last of a static basis is rounding, fresh masks have none
 NEAR = 0.5  # two inferences share a mask if they are nearer than this part of the usual distance
 
 
@@ -42,7 +42,7 @@ def reused(view: AdversaryView, layer: PublicLayer) -> list[tuple[int, int]]:
     """A12: pairs of inferences (by their number in the transcript, the earlier first) that share a mask.
 
     Judged by distance: the usual one is that of two fresh masks. It finds masks larger than the differences between
-    activations, which are the masks that protect something; equal messages are found at any size.
+    activations, which are the masks that protect something; where all runs are of one chosen input, masks of any size.
     """
     sent = _messages(view, layer)
     if len(sent) < 3 or not layer.masked:
@@ -50,7 +50,8 @@ def reused(view: AdversaryView, layer: PublicLayer) -> list[tuple[int, int]]:
     distance = _distances(sent)
     pairs = np.triu_indices(len(sent), 1)
     usual = float(np.median(distance[pairs]))
-    hits = distance[pairs] < max(NEAR * usual, TINY)
+    alike = view.inputs is not None and not (view.inputs != view.inputs[0]).any()
+    hits = distance[pairs] < max((DROP if alike else NEAR) * usual, TINY)
     return [(int(i), int(j)) for i, j, hit in zip(*pairs, hits, strict=True) if hit]
 
 
@@ -71,17 +72,16 @@ def static_basis(view: AdversaryView, layer: PublicLayer, activations: Array | N
     _, size, span = np.linalg.svd(masks, full_matrices=False)
     if size[0] <= TINY:
         return Basis(span[:0], centre)  # always the same mask
-    rank = int((size > DROP * size[0]).sum())
+    drops = np.flatnonzero(size[1:] < DROP * size[:-1])
+    rank = int(drops[0]) + 1 if len(drops) else len(size)
     enough = min(masks.shape) - (activations is None) - 2  # a full house proves nothing
     return Basis(span[:rank], centre) if rank <= enough else None
 
 
 def _messages(view: AdversaryView, layer: PublicLayer) -> Array:
     """What was sent, float64 [T, size]."""
-    crossings = view.crossings(layer)
-    if not crossings:
-        return np.empty((0, 0))
-    return np.stack([c.sent.ravel() for c in crossings]).astype(np.float64)
+    sent = view.sent(layer)
+    return np.stack([x.ravel() for x in sent]).astype(np.float64) if sent else np.empty((0, 0))
 
 
 def _distances(sent: Array) -> Array:

@@ -18,53 +18,29 @@ import numpy as np
 from shadownet.attacks import registry, surrogate
 from shadownet.attacks.base import public_base
 from shadownet.attacks.network import Network, skeleton
-from shadownet.attacks.score import LayerScore, RowScore, score_layer
-from shadownet.attacks.steal import RUNS, Stolen, steal
+from shadownet.attacks.outcome import FIXED, Outcome, by_layer, in_its_units, lost, weighed
+from shadownet.attacks.score import LayerScore, score_layer
+from shadownet.attacks.steal import Stolen, steal
 from shadownet.attacks.truth import TrueLayer, read_truth
-from shadownet.attacks.view import AdversaryView, Crossing, Knowledge, Oracle, PublicLayer, read_transcript, read_view
+from shadownet.attacks.view import AdversaryView, Knowledge, Oracle, PublicLayer, read_transcript, read_view
 from shadownet.progress import track
 from shadownet.wire.errors import BundleError, InputError, ModelError
 
 Array = np.ndarray[Any, Any]
 
 
-FIXED = "fixed"  # numbers of float layers under exact activations
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One attack on all layers it applies to. ``recovered`` is the share of all outsourced filters within 5 %,
-    ``worst`` that share in the layer where most is lost; ``null`` and ``base`` the same for random rows and for the
-    public model. In fixed-point layers the direction counts, up to a factor per filter. Scores are None without the
-    truth; ``forms`` says per layer what the attack took the layer for.
-    """
-
-    attack: str
-    needs: str
-    layers: int
-    recovered: float | None
-    worst: float | None
-    worst_layer: str
-    error: float | None
-    pairs: float | None
-    null: float | None
-    base: float | None
-    seconds: float
-    forms: dict[str, str]
-    scores: tuple[LayerScore, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 @dataclass(frozen=True)
 class Data:
-    """Samples: the attacker's own ``queries`` [Q, ...], held-out ``x``, ``y``, and ``members`` of the training set."""
+    """Samples: the attacker's own ``queries`` [Q, ...], held-out ``x``, ``y``, and ``members`` of the training set.
+
+    ``labels`` [Q] are the true ones of the queries, for models of the attacker's own that membership is judged against.
+    """
 
     queries: Array
     x: Array
     y: Array
     members: tuple[Array, Array] | None = None
+    labels: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +61,10 @@ class Theft:
     @property
     def normalised(self) -> dict[str, float]:
         """0: as good as the same queries without the leak; 1: as good as holding the victim."""
+        names = ["accuracy", "fidelity", "fgsm", "pgd"] + ["member_auc"] * (self.stolen.member_auc is not None)
         return {
             name: _between(getattr(self.stolen, name), getattr(self.black_box, name), getattr(self.white_box, name))
-            for name in ("accuracy", "fidelity", "fgsm", "pgd")
+            for name in names
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -100,9 +77,12 @@ class Theft:
 
 def open_view(
     bundle: str | os.PathLike[str], base: str | os.PathLike[str] | None = None,
-    transcript: str | os.PathLike[str] | None = None,
+    transcript: str | os.PathLike[str] | None = None, other: str | os.PathLike[str] | None = None,
 ) -> AdversaryView:  # fmt: skip
-    """The adversary's view, with a public model and a transcript if they are given. Raises what reading raises."""
+    """The adversary's view, with a public model, a transcript and another bundle of the same model if they are given.
+
+    Raises what reading raises.
+    """
     view = read_view(bundle)
     if not view.layers:
         raise BundleError("the bundle has no outsourced layer: there is nothing to attack")
@@ -117,6 +97,8 @@ def open_view(
         if not {c.layer for c in crossed} & {layer.name for layer in view.layers}:
             raise InputError(f"{transcript} is not a transcript of this bundle", "shadownet run --record DIR makes one")
         view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
+    if other is not None:
+        view = replace(view, other=read_view(other))
     return view
 
 
@@ -133,7 +115,8 @@ def open_truth(
 def weigh(
     view: AdversaryView, truth: Sequence[TrueLayer] | None, attacks: Sequence[registry.Attack], seed: int = 0
 ) -> list[Outcome]:
-    """Run ``attacks`` on every layer they apply to; those that apply nowhere are left out."""
+    """Run the ``attacks`` on weights on every layer they apply to; those that apply nowhere are left out."""
+    attacks = [attack for attack in attacks if attack.on_weights]
     jobs = [(attack, layer) for attack in attacks for layer in view.layers]
     done: dict[str, list[tuple[PublicLayer, str, LayerScore | None, float]]] = {}
     for attack, layer in track(jobs, "attacking"):
@@ -142,66 +125,11 @@ def weigh(
         seconds = time.perf_counter() - start
         if found is not None:
             score = None if truth is None else score_layer(found, truth[layer.index], view.prior(layer), seed)
-            score = _in_its_units(score) if score is not None and layer.numbers == FIXED else score
+            if score is not None and (layer.numbers == FIXED or not found.scaled):
+                score = in_its_units(score)
             done.setdefault(attack.name, []).append((layer, found.form, score, seconds))
     total = sum(layer.filters for layer in view.layers)
-    return [_outcome(attack, done[attack.name], total) for attack in attacks if attack.name in done]
-
-
-def _in_its_units(score: LayerScore) -> LayerScore:
-    """Weights in fixed point are multiples of a step that each filter has for itself, so a perfect copy is far from the
-    float weights. What can be compared is the direction; the factor is one number a filter, and fitted with the bias.
-    Without this, a scheme that publishes its weights as integers would look as if it hid them.
-    """
-
-    def turned(rows: RowScore) -> RowScore:
-        return replace(rows, recovered=rows.aligned, error=rows.direction)
-
-    return replace(
-        score, rows=turned(score.rows), null=turned(score.null), deciles=(), adp=None,
-        base=None if score.base is None else turned(score.base),
-    )  # fmt: skip
-
-
-def _outcome(
-    attack: registry.Attack, done: list[tuple[PublicLayer, str, LayerScore | None, float]], total: int
-) -> Outcome:
-    scores = tuple(score for _, _, score, _ in done if score is not None)
-    forms = {layer.name: form for layer, form, _, _ in done}
-    seconds = sum(one[3] for one in done)
-    if not scores:
-        none = (None,) * 6
-        return Outcome(attack.name, attack.needs, len(done), *none[:2], "", *none[2:], seconds, forms, ())
-    worst = max(scores, key=lambda s: s.rows.recovered)
-    pairs = [s.pairs for s in scores if s.pairs is not None]
-    bases = [s for s in scores if s.base is not None]
-    return Outcome(
-        attack.name, attack.needs, len(done),
-        recovered=sum(s.rows.recovered * s.filters for s in scores) / total,
-        worst=worst.rows.recovered, worst_layer=worst.layer,
-        error=float(np.median([s.rows.error for s in scores])),
-        pairs=float(np.mean(pairs)) if pairs else None,
-        null=max(s.null.recovered for s in scores),
-        base=max(s.base.recovered for s in bases if s.base is not None) if bases else None,
-        seconds=seconds, forms=forms, scores=scores,
-    )  # fmt: skip
-
-
-def by_layer(outcomes: Sequence[Outcome]) -> list[tuple[str, LayerScore]]:
-    """For each layer the attack that got most of it, and its score, in the bundle's order."""
-    best: dict[str, tuple[str, LayerScore]] = {}
-    for outcome in outcomes:
-        for score in outcome.scores:
-            known = best.get(score.layer)
-            mine = score.rows.recovered, -score.rows.error
-            if known is None or mine > (known[1].rows.recovered, -known[1].rows.error):
-                best[score.layer] = outcome.attack, score
-    return [best[name] for name in sorted(best)]
-
-
-def lost(outcomes: Sequence[Outcome], total: int) -> float:
-    """Share of the outsourced filters that the best attack on each layer recovers."""
-    return sum(score.rows.recovered * score.filters for _, score in by_layer(outcomes)) / max(total, 1)
+    return [weighed(attack, done[attack.name], total) for attack in attacks if attack.name in done]
 
 
 def read_data(path: str | os.PathLike[str]) -> Data:
@@ -214,7 +142,7 @@ def read_data(path: str | os.PathLike[str]) -> Data:
     labels = {k: v.astype(np.int64).ravel() for k, v in found.items() if k.startswith("y")}
     if {"x_attacker", "x_test", "y_test"} <= found.keys():
         members = (found["x_owner"], labels["y_owner"]) if {"x_owner", "y_owner"} <= found.keys() else None
-        data = Data(found["x_attacker"], found["x_test"], labels["y_test"], members)
+        data = Data(found["x_attacker"], found["x_test"], labels["y_test"], members, labels.get("y_attacker"))
     elif {"x", "y"} <= found.keys():
         half = len(found["x"]) // 2
         data = Data(found["x"][:half], found["x"][half:], labels["y"][half:])
@@ -223,15 +151,6 @@ def read_data(path: str | os.PathLike[str]) -> Data:
     if len(data.x) != len(data.y) or not len(data.x) or not len(data.queries):
         raise InputError(f"{path} holds no samples, or not as many labels as samples")
     return data
-
-
-def record(
-    bundle: str | os.PathLike[str], samples: Array, key: str | os.PathLike[str] | None, runs: int = RUNS
-) -> tuple[Crossing, ...]:
-    """Run the bundle as its user would and keep what crosses. Raises what running raises."""
-    from shadownet.attacks import lab
-
-    return lab.record(bundle, samples[:runs], key)
 
 
 def theft(
@@ -258,8 +177,13 @@ def theft(
     x = queries[: got.queries].reshape(-1, *victim.input_shape).astype(np.float32)
     labels = victim.classify(x)
 
+    shadows: list[Network] = []
+    if data.members is not None and data.labels is not None:
+        own = data.queries.reshape(-1, *victim.input_shape).astype(np.float32)
+        shadows = surrogate.shadows(empty, own, data.labels, seed)
+
     def measured(network: Network) -> surrogate.Quality:
-        return surrogate.quality(network, victim, data.x, data.y, data.members)
+        return surrogate.quality(network, victim, data.x, data.y, data.members, shadows)
 
     # The black box is the better of what such an attacker may start from: a weak bound would flatter the attack.
     blind = [surrogate.fresh(empty, seed)] + ([] if public is None else [public.copy()])
@@ -304,5 +228,5 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 __all__ = [
     "Data", "ModelError", "Outcome", "Theft", "by_layer", "interval", "lost", "open_truth", "open_view", "read_data",
-    "record", "theft", "weigh",
+    "theft", "weigh",
 ]  # fmt: skip

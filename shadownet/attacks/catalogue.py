@@ -7,6 +7,8 @@ from collections.abc import Callable
 from shadownet.attacks import (
     exposed,
     group,
+    intersection,
+    lattice,
     lowrank,
     mask_blind,
     mask_prior,
@@ -21,7 +23,6 @@ from shadownet.attacks.view import AdversaryView, PublicLayer
 
 Attack = Callable[[AdversaryView, PublicLayer], Recovery | None]
 
-# A17 (intersection) is not among them: it takes the view of a second bundle as well.
 WEIGHT_ATTACKS: dict[str, Attack] = {
     "A0": exposed.attack,
     "A1": scale.attack,
@@ -32,5 +33,7 @@ WEIGHT_ATTACKS: dict[str, Attack] = {
     "A7": group.attack,
     "A8": lowrank.attack,
     "A9": procrustes.attack,
+    "A17": intersection.attack,
     "A19": unmix.attack,
+    "A20": lattice.attack,
 }

@@ -6,6 +6,6 @@ from shadownet.attacks.recovery import Recovery
 from shadownet.attacks.view import AdversaryView, PublicLayer
 
 
-def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
+def attack(view: AdversaryView, layer: PublicLayer) -> Recovery:
     """The first n rows of each group; always applies."""
     return Recovery(layer.rows[:, : layer.per_group].copy(), ordered=layer.slots == layer.per_group, form="as it is")

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shadownet.attacks import bench, registry
+from shadownet.attacks import bench, lab, registry
 from shadownet.attacks.view import AdversaryView, Knowledge
+from shadownet.progress import working
 from shadownet.wire.errors import InputError
 
 WEIGHTS = ("max_filters_recovered", "max_layer_recovered", "max_pairs_recovered")
@@ -124,13 +125,12 @@ def _theft(
     gates: Gates, view: AdversaryView, bundle: str | os.PathLike[str], model: str | os.PathLike[str],
     base: Path | None, key: str | os.PathLike[str] | None,
 ) -> list[Result]:  # fmt: skip
-    from dataclasses import replace
-
     data = bench.read_data(gates.paths["data"])
     if gates.runs:
-        crossed = bench.record(bundle, data.queries, key, gates.runs)
+        crossed = lab.record(bundle, data.queries[: gates.runs], key)
         view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
-    got = bench.theft(view, model, data, gates.queries, base)
+    with working("stealing the whole model"):
+        got = bench.theft(view, model, data, gates.queries, base)
     where = f"{got.queries} labels, {gates.runs} runs"
     if "max_member_auc" in gates.limits and got.stolen.member_auc is None:
         raise InputError("max_member_auc needs data with x_owner and y_owner, the victim's training samples")

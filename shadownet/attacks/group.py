@@ -21,36 +21,42 @@ Array = np.ndarray[Any, Any]
 
 SIZES = (2, 3, 4, 6, 8)  # group sizes tried when the scheme does not tell
 ROUNDS = 8
+CLIP = 20.0  # times a row's median share of a filter, which is that of strangers
 
 
 def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
-    """None without a public model, or where rows are depthwise or groups uneven. ``group`` may be told by the scheme;
-    rows that were added are mask filters, as many in each group."""
+    """None without a public model, or where rows are depthwise. ``group`` may be told by the scheme; rows that were
+    added are mask filters, as many in each group."""
     prior = view.prior(layer)
     if prior is None or layer.depthwise or layer.groups > 1 or prior.shape[1:] != (layer.per_group, layer.depth):
         return None
-    counts = group_counts(view, layer)
-    if not counts:
+    candidates = group_sizes(view, layer)
+    if not candidates:
         return None
     base, k = prior[0], layer.geometry.kernel[0] * layer.geometry.kernel[1]
     trials = []
     for rows, name in channel_orders(layer.rows[0], base, k):
-        for count in counts:
-            g = len(rows) // count
-            filters, explained = project(rows, base, g)
+        for sizes in candidates:
+            filters, explained = project(rows, base, sizes)
             # g of d dimensions explain g / d of anything: larger groups must earn it.
-            trials.append((explained - g / layer.depth, filters, f"groups of {g}{name}"))
+            trials.append((explained - sizes[0] / layer.depth, filters, f"groups of {sizes[0]}{name}"))
     best = max(trials, key=lambda trial: trial[0])
     return Recovery(best[1][None], ordered=True, doubt=1.0 - best[0], form=best[2])
 
 
-def group_counts(view: AdversaryView, layer: PublicLayer) -> list[int]:
-    """How many groups of equal size a layer may have: the scheme's own, or those of the usual sizes."""
+def group_sizes(view: AdversaryView, layer: PublicLayer) -> list[list[int]]:
+    """How many public rows each of a layer's groups may have, the largest first: the scheme's own, or usual ones.
+
+    Filters are dealt evenly: sizes differ by at most one.
+    """
     n, told = layer.per_group, view.parameters.get("group")
-    if told is None:
-        return [n // g for g in SIZES if n % g == 0] if layer.slots == n else []
-    count = -(-n // int(told))  # filters are dealt evenly
-    return [count] if n % count == 0 and layer.slots % count == 0 else []
+    found = []
+    for g in (int(told),) if told is not None else SIZES:
+        count = -(-n // g)
+        extra, left = divmod(layer.slots - n, count)
+        if not left and (told is not None or not extra):
+            found.append([n // count + (k < n % count) + extra for k in range(count)])
+    return found
 
 
 def channel_orders(rows: Array, base: Array, k: int) -> list[tuple[Array, str]]:
@@ -79,33 +85,36 @@ def _blocks(basis: Array, k: int) -> Array:
     return np.einsum("rkc,rlc->ckl", shaped, shaped).reshape(shaped.shape[2], -1)
 
 
-def project(rows: Array, base: Array, g: int) -> tuple[Array, float]:
-    """(filters [n, d] in the base's order, share of the base's energy explained) under groups of ``g``."""
-    affinities = [np.abs(cosines(rows, rows))]
+def project(rows: Array, base: Array, sizes: list[int]) -> tuple[Array, float]:
+    """(filters [n, d] in the base's order, share of the base's energy explained) under groups of ``sizes`` rows."""
+    trials = [balanced_groups(np.abs(cosines(rows, rows)), sizes)]
     if len(rows) <= rows.shape[1]:
         # Which public filters a row is made of: rows of one group are made of the same.
         coefficients, *_ = np.linalg.lstsq(base.T, rows.T, rcond=None)
         share = np.square(unit(coefficients.T))
-        affinities.append(cosines(share, share))
-    results = [_project(rows, base, balanced_groups(affinity, g)) for affinity in affinities]
-    return max(results, key=lambda result: result[1])
+        # Clipped, a coefficient counts for being there: a row near one filter of its group belongs to the others too.
+        clipped = np.minimum(share, CLIP * np.median(share, axis=1, keepdims=True))
+        trials += [balanced_groups(cosines(part, part), sizes) for part in (share, clipped)]
+    return max((_project(rows, base, groups) for groups in trials), key=lambda result: result[1])
 
 
-def _project(rows: Array, base: Array, groups: Array) -> tuple[Array, float]:
-    spaces = np.linalg.svd(rows[groups], full_matrices=False)[2]  # [groups, g, d]
-    inside = np.einsum("gid,nd->ngi", spaces, base, optimize=True)
-    energy = np.square(inside).sum(axis=2) / np.maximum(np.square(base).sum(axis=1, keepdims=True), TINY)
-    seats = len(base) // len(groups)  # of filters; with mask filters a group has more rows than that
-    p, seat = assign(np.repeat(energy, seats, axis=1))
-    home = np.empty(len(base), np.int64)
-    home[p] = seat // seats
-    filters = np.einsum("ni,nid->nd", inside[np.arange(len(base)), home], spaces[home])
+def _project(rows: Array, base: Array, groups: list[Array]) -> tuple[Array, float]:
+    spaces = [np.linalg.svd(rows[group], full_matrices=False)[2] for group in groups]
+    inside = [base @ space.T for space in spaces]
+    energy = np.stack([np.square(part).sum(axis=1) for part in inside], axis=1)
+    energy /= np.maximum(np.square(base).sum(axis=1, keepdims=True), TINY)
+    masks = (len(rows) - len(base)) // len(groups)  # in each group; the other rows are as many seats for filters
+    seats = np.repeat(np.arange(len(groups)), [len(group) - masks for group in groups])
+    p, seat = assign(energy[:, seats])
+    filters = base.copy()
+    for i, g in zip(p, seats[seat], strict=True):
+        filters[i] = inside[g][i] @ spaces[g]
     explained = float(np.square(filters).sum() / max(float(np.square(base).sum()), TINY))
     return filters, explained
 
 
-def balanced_groups(affinity: Array, g: int) -> Array:
-    """Partition n rows into groups of ``g`` with high affinity inside: int64 [n / g, g].
+def balanced_groups(affinity: Array, sizes: list[int]) -> list[Array]:
+    """Partition n rows into groups of ``sizes`` with high affinity inside: int64 arrays of indices.
 
     Greedy, the surest group first; then rows are matched to the seats of groups again until nothing moves.
     """
@@ -113,37 +122,33 @@ def balanced_groups(affinity: Array, g: int) -> Array:
     np.fill_diagonal(a, 0.0)
     left = np.ones(len(a), bool)
     groups = []
-    while left.any():
+    for g in sizes:
         free = np.flatnonzero(left)
         part = a[np.ix_(free, free)]
-        if g == 1:
-            groups.append(free[:1])
-        else:
-            top = np.partition(part, -(g - 1), axis=1)[:, -(g - 1) :].sum(axis=1)
-            seed = int(top.argmax())
-            mates = np.argsort(-part[seed])[: g - 1]
-            groups.append(free[np.append(mates[mates != seed], seed)][:g])
+        mates = np.argsort(-part, axis=1)[:, : g - 1]
+        seed = int(np.take_along_axis(part, mates, axis=1).sum(axis=1).argmax())
+        others = mates[seed][mates[seed] != seed]  # itself only where all affinities are 0
+        groups.append(free[np.append(others, seed)] if len(others) == g - 1 else free[:g])
         left[groups[-1]] = False
-    found = np.array(groups)
-    return _reseat(a, found)
+    return _reseat(a, groups)
 
 
-def _reseat(a: Array, groups: Array) -> Array:
-    g = groups.shape[1]
+def _reseat(a: Array, groups: list[Array]) -> list[Array]:
+    sizes = np.array([len(group) for group in groups])
+    seats = np.repeat(np.arange(len(groups)), sizes)
+    home = np.empty(len(a), np.int64)
+    home[np.concatenate(groups)] = seats
     for _ in range(ROUNDS):
-        home = np.empty(len(a), np.int64)
-        home[groups.ravel()] = np.repeat(np.arange(len(groups)), g)
-        pull = a[:, groups.ravel()].reshape(len(a), -1, g).sum(axis=2)
-        own = np.zeros_like(pull, dtype=bool)
-        own[np.arange(len(a)), home] = True
-        pull = np.where(own, pull / max(g - 1, 1), pull / g)  # a row is no mate of its own
-        rows, seat = assign(np.repeat(pull, g, axis=1))
+        member = np.eye(len(groups))[home]
+        # A row is no mate of its own.
+        pull = a @ member / np.maximum(sizes - member, 1)
+        rows, seat = assign(pull[:, seats])
         moved = np.empty(len(a), np.int64)
-        moved[rows] = seat // g
+        moved[rows] = seats[seat]
         if _inside(a, moved) <= _inside(a, home) + 1e-12:
             break
-        groups = np.argsort(moved, kind="stable").reshape(-1, g)
-    return groups
+        home = moved
+    return [np.flatnonzero(home == g) for g in range(len(groups))]
 
 
 def _inside(a: Array, home: Array) -> float:

@@ -24,8 +24,11 @@ SHARED = 1e-4  # a principal angle below this is none; float32 rounding stays fa
 CERTAIN = 1e-3  # residual of two descriptions of one filter, relative, that proves the match
 
 
-def attack(view: AdversaryView, layer: PublicLayer, other: AdversaryView) -> Recovery | None:
-    """``other`` is the view of another bundle of the same model. None for depthwise layers and lone halves."""
+def attack(view: AdversaryView, layer: PublicLayer) -> Recovery | None:
+    """None without another bundle of the same model (``view.other``), for depthwise layers and for lone halves."""
+    other = view.other
+    if other is None:
+        return None
     twin = next((o for o in other.layers if (o.op_id, o.kind, o.depth) == (layer.op_id, layer.kind, layer.depth)), None)
     if twin is None or layer.depthwise or twin.groups != layer.groups or np.array_equal(twin.rows, layer.rows):
         return None

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shadownet.analysis import Reference
 from shadownet.attacks.malleation import Malleable
 from shadownet.attacks.tampering import Outcome
 from shadownet.attacks.view import PUBLIC_MODEL, Crossing, Oracle, read_transcript
 from shadownet.graph import load
+from shadownet.progress import track
 from shadownet.session import Session
 from shadownet.wire.errors import InputError, IntegrityError, WorkerError
 from shadownet.wire.manifest import read_manifest
@@ -55,7 +57,7 @@ def record(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "transcript.npz"
         with running(bundle, key, record=os.fspath(path), **options) as session:
-            for x in inputs:
+            for x in track(inputs, "recording what crosses"):
                 infer(session, x)
         wanted = None if keep is None else set(keep)
         return tuple(c for c in read_transcript(path) if wanted is None or c.layer in wanted)
@@ -92,6 +94,21 @@ def obedient(bundle: PathLike, budget: int, key: PathLike | None = None) -> Iter
                 return int(infer(session, x).argmax())
 
             yield Malleable(answer, budget)
+
+
+def features(model: PathLike, op_ids: Sequence[int], inputs: Array) -> list[Array]:
+    """The inputs of ops of a model's first entry as LiteRT computes them, [N, ...] each, for ``inputs`` [N, ...]."""
+    graph, _ = load(model)
+    ops = {op.id: op for op in graph.subgraphs[0].ops}
+    tensors = [ops[k].inputs[2 if ops[k].kind == "TRANSPOSE_CONV" else 0] for k in op_ids]
+    shape = graph.subgraphs[0].tensors[graph.subgraphs[0].inputs[0]].shape
+    found: list[list[Array]] = [[] for _ in op_ids]
+    with Reference(os.fspath(model), graph) as reference:
+        for x in inputs:
+            reference.observe(0, [x.reshape(shape)], [])
+            for values, value in zip(found, reference.values(0, tensors), strict=True):
+                values.append(value)
+    return [np.concatenate(values) for values in found]
 
 
 def answers(bundle: PathLike) -> dict[str, tuple[int, ...]]:

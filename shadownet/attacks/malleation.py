@@ -147,17 +147,22 @@ class _Layer:
 def attack(view: AdversaryView, seed: int = 0) -> list[Extracted]:
     """Extract every layer of a network of dense layers with ReLU between them, scalars 1 (``shadownet:artifact``).
 
-    The last layer must have no mask filters (as in the artifact). Raises ``InputError`` for other views, and where no
-    steering makes a layer's answers visible.
+    Raises ``InputError`` where it does not apply, over budget, and where no steering makes a layer's answers visible.
     """
     oracle = view.oracle
     if view.knowledge < Knowledge.MALICIOUS or not isinstance(oracle, Malleable):
         raise InputError("malleation needs a malicious accelerator")
-    if any(layer.geometry.kernel != (1, 1) or layer.groups != 1 for layer in view.layers):
-        raise InputError("malleation is written for dense layers")
-    if view.layers[-1].slots != view.layers[-1].filters:
-        raise InputError("malleation is written for a last layer without mask filters")
+    if not applies(view):
+        raise InputError("malleation is written for dense layers, the last without mask filters")
     return _Attack(view, oracle, seed).run()
+
+
+def applies(view: AdversaryView) -> bool:
+    """Whether all layers are dense and exact, the scheme's scalars 1, and the last layer has no mask filters."""
+    dense = all(layer.geometry.kernel == (1, 1) and layer.groups == 1 for layer in view.layers)
+    fixed = all(layer.numbers == "fixed" for layer in view.layers)
+    last = view.layers[-1]
+    return dense and fixed and last.slots == last.filters and view.scheme == "shadownet:artifact"
 
 
 class _Attack:

@@ -6,7 +6,8 @@
 Masks are independent of the activations, so they cancel in the sums: with N positions in all and d weights per filter,
 features come back to about sigma sqrt(d / N) of their size. No published weight is needed; what is found are the
 layers' true functions (weights and biases), in the order in which the next layer is sent its channels, so a permutation
-of channels does not matter. Inputs that are repeated count like more inferences.
+of channels does not matter. Inputs that are repeated count like more inferences. Where the first layer's input crosses
+masked, chosen inputs take its place.
 
 The regression knows the activation: on the set of positions where the current guess lies inside the clamp, the model is
 linear, and solving it there is one Gauss-Newton step. Sources: ordinary least squares; Newton's method for piecewise
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from shadownet.attacks.view import AdversaryView, Crossing, Geometry, PublicLayer
+from shadownet.attacks.view import AdversaryView, Geometry, PublicLayer
 from shadownet.wire.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -55,18 +56,40 @@ class Peeled:
 
 
 def attack(view: AdversaryView, chain: Sequence[PublicLayer]) -> list[Peeled]:
-    """Peel the layers ``chain``, the first of which crosses unmasked, each feeding the next.
+    """Peel the layers ``chain``, each feeding the next; the first's input is known: chosen, or it crosses unmasked.
 
     Returns the functions of all but the last: chained, they give the masked inputs of ``chain[1:]`` for any first
-    input. Raises ``InputError`` without a transcript, or where the first layer is masked.
+    input. Raises ``InputError`` without a transcript, or where the first input is not known.
     """
-    crossings = [view.crossings(layer) for layer in chain]
-    if chain[0].masked or not all(crossings) or len({len(c) for c in crossings}) != 1:
-        raise InputError("peeling starts at a layer whose input crosses unmasked, and needs a transcript")
-    x, found = _stack(crossings[0]), []
-    for layer, following in zip(chain, crossings[1:], strict=False):
-        found.append(fit(x, _stack(following), layer.geometry))
+    sent = [view.sent(layer) for layer in chain]
+    x = first_input(view, chain[0])
+    if x is None or not all(sent) or len({len(messages) for messages in sent}) != 1:
+        raise InputError("peeling starts at a layer whose input is known, and needs a transcript")
+    found = []
+    for layer, following in zip(chain, sent[1:], strict=False):
+        found.append(fit(x, np.concatenate(following), layer.geometry))
         x = found[-1](x)
+    return found
+
+
+def first_input(view: AdversaryView, layer: PublicLayer) -> Array | None:
+    """The inputs [T, ...] of the first layer: as chosen, as they cross unmasked, or None."""
+    shape = (layer.input_shape[0] // layer.digits, *layer.input_shape[1:])
+    if view.inputs is not None and view.inputs[0].size == math.prod(shape):
+        return view.inputs.reshape(-1, *shape[1:]).astype(np.float32)
+    sent = [] if layer.masked else view.sent(layer)
+    return np.concatenate(sent) if sent else None
+
+
+def chain(view: AdversaryView, length: int) -> list[PublicLayer]:
+    """The first layers of the file, at most ``length``, as long as each may feed the next: sizes and channels fit."""
+    found = list(view.layers[:1])
+    for layer, following in zip(view.layers, view.layers[1:length], strict=False):
+        x = np.empty((1, *layer.input_shape[1:]), np.bool_)
+        positions = patches(x, layer.geometry).shape[1:-1]
+        if following.input_shape[1:] != (*positions, layer.filters):
+            break
+        found.append(following)
     return found
 
 
@@ -104,10 +127,6 @@ def _padding(size: int, kernel: int, stride: int, dilation: int, kind: str) -> t
     missing = (math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size
     before = max(missing, 0) // 2
     return before, max(missing, 0) - before
-
-
-def _stack(crossings: list[Crossing]) -> Array:
-    return np.concatenate([c.sent for c in crossings])
 
 
 def _linear(seen: Array, weights: Array, bias: Array) -> Array:

@@ -19,15 +19,17 @@ class Recovery:
 
     ``rows`` are float64 [groups, n, d], in any order unless ``ordered`` says that they stand as in the public model.
     ``pairs``, int64 [k, 2], are claimed (filter slot, mask slot), counted over all groups; None where the attack makes
-    no such claim. ``scaled`` is False where rows are known up to a factor. ``doubt`` is the attack's own criterion,
-    lower is better, comparable between variants of one attack only; ``form`` says which variant won. ``subspace``
-    [groups, r, d] has orthonormal rows that should span the layer's filters, if the attack found such a space.
+    no such claim. ``scaled`` is False where rows are known up to a factor, ``channels`` False where input channels
+    stand in the order in which they are sent, which may be secret. ``doubt`` is the attack's own criterion, lower is
+    better, comparable between variants of one attack only; ``form`` says which variant won. ``subspace`` [groups, r, d]
+    has orthonormal rows that should span the layer's filters, if the attack found such a space.
     """
 
     rows: Array
     pairs: Array | None = None
     ordered: bool = False
     scaled: bool = True
+    channels: bool = True
     doubt: float = 0.0
     form: str = ""
     subspace: Array | None = None

@@ -25,21 +25,30 @@ def document(cells: Sequence[Cell]) -> str:
         "## What breaks",
         _weaknesses(cells),
         "## Weights",
-        "Share of a bundle's outsourced filters recovered within 5 % (under exact activations: up to a factor per "
-        "filter), mean over fresh secrets and half width of the 95 % interval. `random`: random rows of the same "
-        "norms; `public`: the public model itself. Empty: the attack does not apply.",
+        "Share of a bundle's outsourced filters recovered within 5 % (under exact activations, and by A19 and A20: up "
+        "to a factor per filter; by these two: with input channels as they are sent), mean over fresh secrets and half "
+        "width of the 95 % interval. `random`: random rows of the same norms; `public`: the public model itself. "
+        "Empty: the attack does not apply.",
         matrix(cells),
         "What is left of the error, for attackers with a public relative: distance of the recovered filters from the "
         "true ones, relative to the public model's own (median over layers; 100 %: nothing gained over the public "
         "model, 0 %: all of it).",
         distances(cells),
+        "## Attacks that take part",
+        "Share of what the attack measures, mean over fresh secrets and half width of the 95 % interval; `random`: "
+        "the same claim at random (A14: an answer that is no number); `public`: the public model's own word. Runs: "
+        "what the attacker had the bundle compute. `+unchecked`: converted with no integrity check.",
+        taking_part(cells),
         "## Whole models",
         "Accuracy and fidelity of the stolen model; in brackets normalised from 0, the same labels without the leak, "
-        "to 1, the victim. FGSM: adversarial examples made on the stolen model that the victim gets wrong. AUC, TPR: "
-        "membership inference by confidence on the stolen model, TPR at 1 % false positives.",
+        "to 1, the victim. FGSM, PGD: adversarial examples made on the stolen model that the victim gets wrong. AUC, "
+        "TPR: membership inference by confidence on the stolen model, TPR at 1 % false positives; victim's: the same "
+        "on the victim itself, where 50 % leaves nothing to infer; gradient: AUC by the norm of the loss's gradient.",
         thefts(cells),
         "## Attacks",
-        "\n".join(f"- {a.name}: {a.what}; needs {a.needs}" for a in registry.ATTACKS.values()),
+        "\n".join(
+            f"- {a.name}: {a.what}; needs {', '.join(a.needs)}; measures {a.measure}" for a in registry.ATTACKS.values()
+        ),
     ]
     failed = [f"- {c['model']}, {c['scheme']}, {c['attack']}: {c['problem']}" for c in cells if c["problem"]]
     if failed:
@@ -49,7 +58,7 @@ def document(cells: Sequence[Cell]) -> str:
 
 def matrix(cells: Sequence[Cell]) -> str:
     """Markdown: a row for each model and scheme, a column for each attack."""
-    weights = [c for c in cells if c["attack"] != arena.STEAL]
+    weights = _of(cells, on_weights=True)
     attacks = [name for name in registry.ATTACKS if any(c["attack"] == name for c in weights)]
     by = {(c["model"], c["scheme"], c["attack"]): c for c in weights}
     rows = []
@@ -60,9 +69,27 @@ def matrix(cells: Sequence[Cell]) -> str:
     return _table(["model", "scheme", *attacks, "random", "public"], rows)
 
 
+def taking_part(cells: Sequence[Cell]) -> str:
+    """Markdown: a row for each model, scheme and attack on a bundle at work."""
+    rows = []
+    order = list(registry.ATTACKS)
+    for cell in sorted(_of(cells, False), key=lambda c: (order.index(c["attack"]), c["model"], c["scheme"])):
+        if _values(cell, "recovered"):
+            controls = [_largest([cell], name) for name in ("null", "base")]
+            runs = f"{np.mean(_values(cell, 'queries')):.0f}"
+            rows.append([cell["attack"], cell["model"], cell["scheme"], _recovered(cell), *controls, runs])
+    columns = ["attack", "model", "scheme", "share", "random", "public", "runs"]
+    return _table(columns, rows) if rows else "None measured."
+
+
+def _of(cells: Sequence[Cell], on_weights: bool) -> list[Cell]:
+    """Cells of attacks on weights, or of those that take part, whole models apart."""
+    return [c for c in cells if c["attack"] != arena.STEAL and registry.ATTACKS[c["attack"]].on_weights == on_weights]
+
+
 def distances(cells: Sequence[Cell]) -> str:
     """Markdown: the median over layers of error / error of the public model, by model and scheme, for each attack."""
-    weights = [c for c in cells if c["attack"] != arena.STEAL and c["base"]]
+    weights = [c for c in _of(cells, on_weights=True) if c["base"]]
     attacks = [name for name in registry.ATTACKS if any(c["attack"] == name for c in weights)]
     by = {(c["model"], c["scheme"], c["attack"]): c for c in weights}
     rows = []
@@ -87,7 +114,10 @@ def thefts(cells: Sequence[Cell]) -> str:
         for knows, budget in dict.fromkeys((r["knows"], r["budget"]) for r in cell["runs"]):
             runs = [r for r in cell["runs"] if (r["knows"], r["budget"]) == (knows, budget)]
             rows.append([cell["model"], cell["scheme"], knows, budget, *_theft(runs)])
-    columns = ["model", "scheme", "attacker has", "labels", "accuracy", "victim", "fidelity", "FGSM", "AUC", "TPR"]
+    columns = [
+        "model", "scheme", "attacker has", "labels", "accuracy", "victim", "fidelity", "FGSM", "PGD", "AUC", "victim's",
+        "TPR", "gradient",
+    ]  # fmt: skip
     return _table(columns, rows) if rows else "None measured."
 
 
@@ -97,10 +127,17 @@ def _theft(runs: list[Cell]) -> list[str]:
         return _share(*interval(values)) if values else ""
 
     def scaled(name: str) -> str:
-        return f"{mean(name)} ({interval([r['normalised'][name] for r in runs])[0]:.2f})"
+        values = [r["normalised"][name] for r in runs if name in r["normalised"]]
+        return f"{mean(name)} ({interval(values)[0]:.2f})" if values else ""
 
-    victim = f"{interval([r['white_box']['accuracy'] for r in runs])[0]:.1%}"
-    return [scaled("accuracy"), victim, scaled("fidelity"), scaled("fgsm"), mean("member_auc"), mean("member_tpr")]
+    def victims(name: str) -> str:
+        values = [r["white_box"][name] for r in runs if r["white_box"][name] is not None]
+        return f"{interval(values)[0]:.1%}" if values else ""
+
+    return [
+        scaled("accuracy"), victims("accuracy"), scaled("fidelity"), scaled("fgsm"), scaled("pgd"),
+        scaled("member_auc"), victims("member_auc"), mean("member_tpr"), mean("gradient_auc"),
+    ]  # fmt: skip
 
 
 def _weaknesses(cells: Sequence[Cell]) -> str:
@@ -110,7 +147,9 @@ def _weaknesses(cells: Sequence[Cell]) -> str:
         values = [
             (interval(found)[0], c["attack"], c["model"])
             for c in cells
-            if c["scheme"] == name and (found := _values(c, "recovered"))
+            if c["scheme"] == name
+            and registry.ATTACKS[c["attack"]].measure == "filters"
+            and (found := _values(c, "recovered"))
         ]
         worst = max(values, default=(0.0, "no attack", "any model"))
         admitted = schemes.get(name.partition("+")[0]).leaks

@@ -65,11 +65,13 @@ class LayerScore:
 def score_layer(recovery: Recovery, truth: TrueLayer, base: Array | None = None, seed: int = 0) -> LayerScore:
     """Score one layer. ``base`` [groups, n, d] is the public model's; ``seed`` draws the random controls.
 
-    Raises ``AssertionError`` if what is scored is the victim itself: shared memory means the bench is broken.
+    Rows that make no claim about the order of input channels are compared in the order in which these are sent. Raises
+    ``AssertionError`` if what is scored is the victim itself: shared memory means the bench is broken.
     """
     assert not np.shares_memory(recovery.rows, truth.rows), "the object scored is the victim"
     rng = np.random.default_rng([seed, STREAM])
-    true, claimed = _flat(truth.rows, truth.depthwise), _flat(recovery.rows, truth.depthwise)
+    rows = truth.rows if recovery.channels else truth.sent()
+    true, claimed = _flat(rows, truth.depthwise), _flat(recovery.rows, truth.depthwise)
     errors, match = _matched(claimed, true)
     prior = None if base is None else _flat(base, truth.depthwise)
     noise = norms(true) * unit(np.asarray(rng.normal(size=true.shape)))
@@ -82,11 +84,11 @@ def score_layer(recovery: Recovery, truth: TrueLayer, base: Array | None = None,
         rows=score_rows(claimed, true),
         deciles=tuple(round(float(q), 6) for q in np.quantile(errors, np.linspace(0, 1, 11))),
         pairs=pair_share(recovery.pairs, truth),
-        adp=None if prior is None else _adp(claimed, true, prior, match),
+        adp=None if prior is None or not recovery.channels else _adp(claimed, true, prior, match),
         subspace=_inside(recovery.subspace, truth.rows),
         null=score_rows(noise, true),
         null_pairs=pair_share(slots, truth),
-        base=None if prior is None else score_rows(prior, true),
+        base=None if prior is None else score_rows(prior, _flat(truth.rows, truth.depthwise)),
     )
 
 

@@ -4,12 +4,14 @@ Adam on the cross-entropy of hard labels; what may move is the caller's choice (
 without the leak does the same from the public model or from fresh weights: that is the black box every figure is
 normalised by. Sources: surrogates after Zhang et al., S&P 2024 (arXiv:2310.07152); FGSM, Goodfellow et al. 2015
 (arXiv:1412.6572); PGD, Madry et al. 2018 (arXiv:1706.06083); membership by confidence, Yeom et al. 2018
-(arXiv:1709.01604), read at a fixed false-positive rate as in Carlini et al. 2022 (arXiv:2112.03570).
+(arXiv:1709.01604), calibrated by how hard samples are, Watson et al. 2022 (arXiv:2111.08440), read at a fixed
+false-positive rate as in Carlini et al. 2022 (arXiv:2112.03570); by the norm of the gradient with respect to the input,
+Rezaei and Liu 2021 (arXiv:2005.08679).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ Array = np.ndarray[Any, Any]
 BATCH = 32
 EPSILON = 0.1  # of the input's range, for adversarial examples
 PGD_STEPS = 10
+SHADOWS, SHADOW_STEPS = 2, 400
 LOW_RATE = 0.01  # the false-positive rate at which membership inference is read
 
 
@@ -93,7 +96,8 @@ def probabilities(network: Network, x: Array) -> Array:
 class Quality:
     """One model beside the victim: ``accuracy`` on true labels, ``fidelity`` agreement of top classes, ``fgsm`` and
     ``pgd`` the shares of adversarial examples that carry over to the victim, membership inference as area under the
-    curve and as true-positive rate at 1 % false positives (None without members)."""
+    curve and as true-positive rate at 1 % false positives, ``gradient_auc`` the area for inference by the gradient's
+    norm (None without members)."""
 
     accuracy: float
     fidelity: float
@@ -101,21 +105,29 @@ class Quality:
     pgd: float
     member_auc: float | None
     member_tpr: float | None
+    gradient_auc: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def quality(model: Network, victim: Network, x: Array, y: Array, members: tuple[Array, Array] | None = None) -> Quality:
-    """Measure ``model`` on held-out data ``x`` [N, ...], ``y`` [N]; ``members`` are training data of the victim."""
+def quality(
+    model: Network, victim: Network, x: Array, y: Array, members: tuple[Array, Array] | None = None,
+    others: Sequence[Network] = (),
+) -> Quality:  # fmt: skip
+    """Measure ``model`` on held-out data ``x`` [N, ...], ``y`` [N]; ``members`` are training data of the victim.
+
+    ``others`` are :func:`shadows`, by which membership inference is calibrated.
+    """
     answers, theirs = model.classify(x), victim.classify(x)
     usable = theirs == y
     reach = EPSILON * float(x.max() - x.min())
     fgsm, pgd = (transfer(model, victim, x[usable], y[usable], reach, steps) for steps in (1, PGD_STEPS))
-    auc = tpr = None
+    auc = tpr = gradient = None
     if members is not None:
-        auc, tpr = membership(model, members, (x, y))
-    return Quality(float((answers == y).mean()), float((answers == theirs).mean()), fgsm, pgd, auc, tpr)
+        auc, tpr = membership(model, members, (x, y), others)
+        gradient, _ = separation(*(-gradient_norms(model, *side) for side in (members, (x, y))))
+    return Quality(float((answers == y).mean()), float((answers == theirs).mean()), fgsm, pgd, auc, tpr, gradient)
 
 
 def transfer(model: Network, victim: Network, x: Array, y: Array, reach: float, steps: int) -> float:
@@ -134,11 +146,49 @@ def transfer(model: Network, victim: Network, x: Array, y: Array, reach: float, 
     return float((victim.classify(moved) != y).mean())
 
 
-def membership(model: Network, members: tuple[Array, Array], others: tuple[Array, Array]) -> tuple[float, float]:
-    """(area under the curve, true-positive rate at 1 % false positives) of the confidence in the true label."""
+def shadows(network: Network, x: Array, y: Array, seed: int) -> list[Network]:
+    """Networks of the same architecture, each trained on half of samples that are no members."""
+    rng, found = np.random.default_rng(seed), []
+    for k in range(SHADOWS):
+        part = rng.permutation(len(x))[: len(x) // 2]
+        found.append(fresh(network, seed + k))
+        train(found[-1], x[part], y[part], list(network.parameters), SHADOW_STEPS, seed=seed + k)
+    return found
+
+
+def membership(
+    model: Network, members: tuple[Array, Array], outsiders: tuple[Array, Array], others: Sequence[Network] = ()
+) -> tuple[float, float]:
+    """:func:`separation` by the confidence in the true label, less what models that never saw the sample have in it.
+
+    Each side is samples [N, ...] and labels [N]; without ``others`` it is the confidence alone.
+    """
+
+    def confidence(network: Network, side: tuple[Array, Array]) -> Array:
+        p = probabilities(network, side[0])[np.arange(len(side[0])), side[1].astype(np.int64)].clip(1e-12, 1 - 1e-12)
+        out: Array = np.log(p) - np.log1p(-p)
+        return out
+
     inside, outside = (
-        np.log(probabilities(model, x)[np.arange(len(x)), y.astype(np.int64)] + 1e-30) for x, y in (members, others)
+        confidence(model, side) - sum(confidence(other, side) for other in others) / max(len(others), 1)
+        for side in (members, outsiders)
     )
+    return separation(inside, outside)
+
+
+def gradient_norms(model: Network, x: Array, y: Array) -> Array:
+    """Euclidean norm of d cross-entropy / d input for each sample, float64 [N]: small where the model was fitted."""
+    found = []
+    for i in range(0, len(x), 256):
+        values, tape = model.forward(x[i : i + 256])
+        slope = _slope(values[model.logits], y[i : i + 256]) * len(x[i : i + 256])
+        gradient = model.gradients(tape, model.logits, slope).get(model.input, np.zeros_like(x[i : i + 256]))
+        found.append(np.linalg.norm(gradient.reshape(len(gradient), -1).astype(np.float64), axis=1))
+    return np.concatenate(found)
+
+
+def separation(inside: Array, outside: Array) -> tuple[float, float]:
+    """(area under the curve, true-positive rate at 1 % false positives) of taking large values for members."""
     below = np.searchsorted(np.sort(outside), inside, "left") + np.searchsorted(np.sort(outside), inside, "right")
     auc = float(below.mean() / (2 * len(outside)))
     bar = np.sort(outside)[::-1][int(LOW_RATE * len(outside))]

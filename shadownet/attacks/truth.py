@@ -34,6 +34,13 @@ class TrueLayer:
     depthwise: bool
     restore: Restore | None = None
 
+    def sent(self) -> Array:
+        """``rows`` with input channels in the order in which they are sent; natural where that is not known."""
+        order = None if self.restore is None or self.depthwise else self.restore.order
+        if order is None or self.rows.shape[2] % len(order):
+            return self.rows
+        return self.rows.reshape(*self.rows.shape[:2], -1, len(order))[..., order].reshape(self.rows.shape)
+
     def pairs(self) -> Array | None:
         """(filter slot, mask slot) of each filter, int64 [n over all groups, 2]; None where no pair exists."""
         if self.restore is None or len(self.restore.slot) != 2:

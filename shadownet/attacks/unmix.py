@@ -3,18 +3,19 @@
     X_G = K W_G, g rows of d values: trained filters are heavy-tailed and nearly independent, mixtures are closer to
     Gaussian; whiten X_G, then w <- E[z h(w^T z)] - E[h'(w^T z)] w, all g at once, orthogonal
 
-Recovers filters up to order and factors inside each group. Groups are told (``groups``), or found by |cos|. All groups
-run as one batch, from several starts and with two contrasts; the largest negentropy wins. Source: FastICA (Hyvarinen,
-IEEE Trans. Neural Networks 1999), symmetric form.
+Recovers filters up to order and factors inside each group, with input channels as they are sent. Groups are told
+(``groups``), or found by |cos|. Groups of one size run as one batch, from several starts and with two contrasts; the
+largest negentropy wins. Source: FastICA (Hyvarinen, IEEE Trans. Neural Networks 1999), symmetric form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from shadownet.attacks.group import balanced_groups, group_counts
+from shadownet.attacks.group import balanced_groups, group_sizes
 from shadownet.attacks.recovery import TINY, Recovery, cosines
 from shadownet.attacks.view import AdversaryView, PublicLayer
 
@@ -24,32 +25,36 @@ STARTS, STEPS = 6, 60
 GAUSSIAN_LOG_COSH = 0.374567  # E[log cosh(z)] of a standard normal z
 
 
-def attack(view: AdversaryView, layer: PublicLayer, groups: Array | None = None) -> Recovery | None:
-    """None for depthwise layers, or where no group size is told. ``groups`` is int [n / g, g].
+def attack(view: AdversaryView, layer: PublicLayer, groups: Sequence[Array] | None = None) -> Recovery | None:
+    """None for depthwise layers, or where no group size is told. ``groups`` are arrays of rows' indices.
 
     Of rows that were added, mask filters, as many of each group are left out: the most Gaussian.
     """
     if layer.depthwise or (groups is None and not view.parameters.get("group")):
         return None
-    counts = group_counts(view, layer) if groups is None else [len(groups)]
-    if not counts:
+    sizes = group_sizes(view, layer)[:1] if groups is None else [[len(group) for group in groups]]
+    if not sizes or max(sizes[0]) >= layer.depth:
         return None
+    masks = (layer.slots - layer.per_group) // len(sizes[0])
     rows, doubts = [], []
     for x in layer.rows:
-        found = balanced_groups(np.abs(cosines(x, x)), len(x) // counts[0]) if groups is None else groups
-        if found.shape[1] >= layer.depth:
-            return None
-        sources, gain = unmix(x[found])
-        kept = layer.per_group // counts[0]
-        rows.append(np.concatenate([_least_gaussian(group, kept) for group in sources]))
-        doubts.append(-float(gain.mean()))
-    return Recovery(np.stack(rows), scaled=False, doubt=float(np.mean(doubts)), form="independent components")
+        found = balanced_groups(np.abs(cosines(x, x)), sizes[0]) if groups is None else groups
+        parts, gains = [], []
+        for size in sorted(set(sizes[0])):  # groups of one size are a batch
+            sources, gain = unmix(x[np.stack([group for group in found if len(group) == size])])
+            parts += [group[least_gaussian(group, size - masks)] for group in sources]
+            gains += gain.tolist()
+        rows.append(np.concatenate(parts))
+        doubts.append(-float(np.mean(gains)))
+    return Recovery(
+        np.stack(rows), scaled=False, channels=False, doubt=float(np.mean(doubts)), form="independent components"
+    )
 
 
-def _least_gaussian(sources: Array, count: int) -> Array:
-    """The ``count`` sources [g, d] that are furthest from Gaussian."""
+def least_gaussian(sources: Array, count: int) -> Array:
+    """Indices of the ``count`` rows of ``sources`` [g, d], of unit variance, that are furthest from Gaussian."""
     bent = np.square(np.log(np.cosh(np.clip(sources, -30, 30))).mean(axis=1) - GAUSSIAN_LOG_COSH)
-    return sources[np.argsort(-bent)[:count]]
+    return np.argsort(-bent)[:count]
 
 
 def unmix(mixed: Array, seed: int = 0) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -61,7 +61,8 @@ class PublicLayer:
     ``rows`` are float64 [groups, M, d], read-only: the public filters, a row each; depthwise layers have one group
     per input channel, [channels, multiplier, k * k]. ``filters`` is the layer's true number n of filters over all
     groups, as the manifest tells. ``index`` is the position in the file, ``op_id`` the op's id in the original.
-    ``numbers`` is "float", "hybrid" or "integer"; rows of the latter two are integer-valued, their limbs put together.
+    ``numbers`` is "float", "hybrid", "integer" or "fixed"; rows of all but the first are integer-valued, their limbs
+    put together. ``digits`` of a residue stand one after the other along the batch of what is sent (exact activations).
     """
 
     name: str
@@ -76,6 +77,7 @@ class PublicLayer:
     output_shape: tuple[int, ...]
     geometry: Geometry
     masked: bool
+    digits: int = 1
 
     @property
     def groups(self) -> int:
@@ -135,8 +137,11 @@ class AdversaryView:
 
     ``parameters`` are the public options of the conversion (ratio, activations, integrity, ...). ``base`` has for each
     layer the rows of the same layer in a public model, float64 [groups, n, d], or None where that model has none.
-    ``transcript`` and ``oracle`` are None unless given; a transcript needs :attr:`Knowledge.TRANSCRIPT`.
-    ``interface`` is the manifest's description of the model's inputs and outputs.
+    ``transcript`` and ``oracle`` are None unless given; a transcript needs :attr:`Knowledge.TRANSCRIPT`. ``inputs``
+    [T, ...] are those of the transcript's runs, known where the adversary chose them (:attr:`Knowledge.CHOSEN_INPUTS`);
+    ``features`` are then the inputs [T, ...] of layers in the public model on the same runs, by the layer's name.
+    ``other`` is the public half of another bundle of the same model. ``interface`` is the manifest's description of the
+    model's inputs and outputs.
     """
 
     scheme: str
@@ -147,10 +152,15 @@ class AdversaryView:
     transcript: tuple[Crossing, ...] | None = None
     oracle: Oracle | None = None
     interface: dict[str, Any] = field(default_factory=dict)
+    inputs: Array | None = None
+    features: Mapping[str, Array] | None = None
+    other: AdversaryView | None = None
 
     def __post_init__(self) -> None:
         if self.transcript is not None and self.knowledge < Knowledge.TRANSCRIPT:
             raise InputError("an adversary with the public files only has no transcript")
+        if self.inputs is not None and self.knowledge < Knowledge.CHOSEN_INPUTS:
+            raise InputError("an adversary that does not choose inputs knows the first layer's at most")
         if self.base is not None and len(self.base) != len(self.layers):
             raise InputError("a public base has one entry for each layer")
 
@@ -161,6 +171,10 @@ class AdversaryView:
     def crossings(self, layer: PublicLayer) -> list[Crossing]:
         """What crossed for ``layer``, in order; [] without a transcript."""
         return [c for c in self.transcript or () if c.layer == layer.name]
+
+    def sent(self, layer: PublicLayer) -> list[Array]:
+        """What was sent to ``layer`` in each run, [batch, ...]; digits of residues are put together, to float64."""
+        return [c.sent if layer.digits == 1 else join_digits(c.sent, layer.digits) for c in self.crossings(layer)]
 
 
 def read_view(
@@ -241,7 +255,7 @@ def _layer(graph: Graph, index: int, record: dict[str, Any], exact: bool) -> Pub
         name=name, index=index, op_id=int(record["id"]), kind=str(record["op"]), rows=rows, filters=filters,
         depthwise=op.kind == "DEPTHWISE_CONV_2D", numbers=str(record.get("numbers", "float")), input_shape=x,
         output_shape=part.tensors[signature.outputs["y"]].shape, geometry=geometry,
-        masked=bool(record.get("masked", True)),
+        masked=bool(record.get("masked", True)), digits=int(record.get("input_limbs", 1)),
     )  # fmt: skip
 
 
@@ -299,4 +313,15 @@ def join_limbs(rows: Array, limbs: int, exact: bool = False) -> Array:
     reach = max(-2 * float(low.min(initial=0)), 2 * (float(low.max(initial=0)) + 1), 2.0)
     base = 2 * float(np.abs(low).max(initial=1)) + 1 if exact else 2.0 ** math.ceil(math.log2(reach))
     joined: Array = np.tensordot(base ** np.arange(limbs), parts, axes=(0, 1))
+    return joined
+
+
+def join_digits(sent: Array, digits: int) -> Array:
+    """Exact activations cross as balanced digits, the lowest first: [digits * batch, ...] -> float64 [batch, ...].
+
+    The base is odd and sealed, and no secret: the largest digit of a residue shows it.
+    """
+    base = 2.0 * float(np.abs(sent).max(initial=1)) + 1.0
+    parts = sent.reshape(digits, -1, *sent.shape[1:]).astype(np.float64)
+    joined: Array = np.tensordot(base ** np.arange(digits), parts, axes=1)
     return joined

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -80,10 +81,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="all|auto|none|LIST",
         help="ops to outsource; auto: those worth it; LIST of ids",
     )
+    p.add_argument("--device", metavar="NAME", help="with --outsource auto: worth it on this device (simulate --list)")
     p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
     p.add_argument(
         "--delta-tolerance", type=float, default=0.0, metavar="T", help="for delta: relative error of the difference"
     )
+    p.add_argument(
+        "--precision", default="float32", metavar="NAME",
+        help="coarsest of the accelerator: tf32, fp16, bf16 (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--calibration", metavar="X.npy", help="samples that set the size of the activation masks")
     p.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     key(p)
@@ -96,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--std", type=float, metavar="S", help="for images: (pixel - mean) / std")
     p.add_argument("--num_runs", type=_count, default=1, metavar="N", help="run every sample N times, for timing")
     _session_flags(p)
-    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto or chrome://tracing")
+    p.add_argument("--trace", metavar="T.json", help="write a timeline for Perfetto: times and sizes, no values")
     p.add_argument("--record", metavar="DIR", help="write every byte that crosses to DIR/transcript.npz")
     key(p)
 
@@ -111,6 +117,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = verb("inspect", "show what runs where and why", "inspect")
     p.add_argument("path", metavar="MODEL.tflite|BUNDLE")
+    p.add_argument(
+        "--format", choices=["table", "json", "dot"], default="table", help="dot: for Graphviz (default: %(default)s)"
+    )
 
     p = verb("seal", "copy a bundle for another device", "owner")
     p.add_argument("bundle", metavar="BUNDLE")
@@ -129,7 +138,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_count, default=1, metavar="N", help="inputs at a time (default: %(default)s)")
     p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
     p.add_argument("--rounds", type=_count, default=30, metavar="N", help="at least 30 (default: %(default)s)")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="predicted for these beside what is measured here")
+    p.add_argument("--accelerator", default="litert-cpu", metavar="NAME", help="default: %(default)s")
     key(p)
+
+    p = verb("simulate", "predict what a model or bundle would cost on a device", "simulate")
+    p.add_argument("path", nargs="?", default="", metavar="MODEL.tflite|BUNDLE")
+    p.add_argument("--device", nargs="+", metavar="NAME", help="profiles or .toml files (default: hikey960-optee)")
+    p.add_argument("--list", action="store_true", help="list the device profiles")
+    p.add_argument(
+        "--schemes", default="shadownet:paper,shadownet:fast", metavar="A,B", help="for a model (default: %(default)s)"
+    )
+    p.add_argument("--ratio", type=float, default=1.2, metavar="R", help="obfuscation ratio (default: %(default)s)")
+    p.add_argument("--integrity", default="full", metavar="none|spot:F|full", help="default: %(default)s")
+    p.add_argument("--activations", choices=["float", "exact"], help="default: the scheme's")
+    p.add_argument("--outsource", default="all", metavar="all|auto|none|LIST", help="default: %(default)s")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="for delta: the public model that yours was trained from")
+    p.add_argument("--sweep", metavar="P=A:B[:STEP]", help="ratio=1.0:2.0 or ta-memory=1M:64M: a row for each value")
+    p.add_argument(
+        "--ta-memory", type=size, default=0, metavar="SIZE", help="secure memory set aside (default: the device's)"
+    )
+    p.add_argument("--layers", action="store_true", help="with --json: counts of each layer, too")
+    key(p)
+
+    p = verb("calibrate", "measure this machine for simulate; wants it quiet", "simulate")
+    p.add_argument("-o", "--output", metavar="FILE.toml", help="where to write it (default: the user's this-machine)")
+    p.add_argument("--num_threads", type=_count, default=1, metavar="N", help="per process (default: %(default)s)")
+    p.add_argument("--seconds", type=float, default=0.3, metavar="S", help="for each network (default: %(default)s)")
 
     p = verb("attack", "attack a bundle, or predict what each scheme would leak of a model", "attack")
     p.add_argument("bundle", metavar="BUNDLE|MODEL.tflite")
@@ -137,7 +172,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
     p.add_argument("--attacks", metavar="A,B", help="such as A0,A4 (default: all that apply)")
     p.add_argument("--transcript", metavar="T.npz", help="what crossed, from run --record")
-    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: steal the whole model and score it")
+    p.add_argument("--other", metavar="BUNDLE2", help="a second bundle of the same model, which the attacker has too")
+    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: run the bundle, and steal the whole model")
+    p.add_argument("--malicious", action="store_true", help="the attacker is the accelerator as well: A14, A18")
     p.add_argument("--queries", type=_count, default=50, metavar="N", help="labels it may ask for (default: 50)")
     p.add_argument("--runs", type=_count, default=32, metavar="N", help="own runs it may record (default: 32)")
     p.add_argument("-o", "--output", metavar="STOLEN.tflite", help="write the stolen model")
@@ -155,10 +192,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--schemes", default="shadownet:artifact,shadownet:paper", metavar="A,B", help="default: %(default)s"
     )
-    p.add_argument("--attacks", default="all", metavar="A,B", help="default: %(default)s; STEAL: whole models only")
+    p.add_argument("--attacks", default="all", metavar="A,B", help="default: %(default)s; A13: whole models only")
     p.add_argument("--base", default="auto", metavar="auto|none|FILE", help="auto: NAME_base.tflite beside NAME_…")
-    p.add_argument("--data", metavar="D.npz", help="samples and labels: steal whole models too")
+    p.add_argument("--data", metavar="D.npz", help="samples and labels, for attacks that take part")
     p.add_argument("--budgets", default="0,50,500,1%,10%", metavar="N,…", help="labels (default: 0,50,500,1%%,10%%)")
+    p.add_argument("--runs", type=_count, default=256, metavar="N", help="that attackers record (default: %(default)s)")
     p.add_argument("--seeds", type=_count, default=3, metavar="N", help="repetitions (default: %(default)s)")
     p.add_argument("--jobs", type=int, default=-1, metavar="N", help="processes (default: one a core)")
     p.add_argument("--backend", default="loky", metavar="NAME", help="of joblib (default: %(default)s)")
@@ -166,6 +204,21 @@ def parser() -> argparse.ArgumentParser:
         "--out", default="results", metavar="DIR", help="a file for each cell; resumed (default: %(default)s)"
     )
     p.add_argument("--report", metavar="FILE.md", help="where to write the report (default: DIR/MATRIX.md)")
+
+    p = verb("report", "write one page that shows a bundle or results of the other verbs", "report")
+    p.add_argument(
+        "what", nargs="+", metavar="BUNDLE|RESULTS.json", help="a bundle, files from --json or --trace, or both"
+    )
+    p.add_argument("-o", "--output", default="report.html", metavar="FILE", help="default: %(default)s")
+    p.add_argument("--model", metavar="TRUTH.tflite", help="the original: adds graph, attacks, latency, rounding")
+    p.add_argument("--base", metavar="PUBLIC.tflite", help="a public relative that the attacker has")
+    p.add_argument("--data", metavar="D.npz", help="samples x and labels y: adds accuracy")
+    p.add_argument(
+        "--pictures", metavar="X", help="an image or .npy: adds what the accelerator sees of it; shows activations"
+    )
+    p.add_argument("--schemes", metavar="A,B", help="for --pictures: NAME[:VARIANT][+exact] (default: all)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    key(p)
 
     p = verb("demo", "protect a small network and watch it read digits", "demo")
     p.add_argument("-o", "--output", default="demo", metavar="DIR", help="where to write (default: %(default)s)")
@@ -185,6 +238,9 @@ def _session_flags(p: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? instead
     args = parser().parse_args(argv)
     try:
         if sys.platform != "linux":

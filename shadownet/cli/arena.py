@@ -13,18 +13,13 @@ from shadownet.wire.errors import InputError
 def arena(args: argparse.Namespace) -> None:
     _needs_scipy()
     from shadownet.attacks import arena as matches
-    from shadownet.attacks import registry, results
+    from shadownet.attacks import results
 
     new = 0
     if args.models:
-        names = [a.name for a in registry.select(args.attacks)] if args.attacks != "STEAL" else []
-        if args.data:
-            names.append(matches.STEAL)
-        elif args.attacks == "STEAL":
-            raise InputError("stealing whole models needs --data, an .npz with samples and labels")
         plan = matches.Plan(
-            tuple(args.models), tuple(args.schemes.split(",")), tuple(names), Path(args.out), args.base, args.data,
-            tuple(args.budgets.split(",")), args.seeds,
+            tuple(args.models), tuple(args.schemes.split(",")), matches.names(args.attacks, args.data is not None),
+            Path(args.out), args.base, args.data, tuple(args.budgets.split(",")), args.seeds, args.runs,
         )  # fmt: skip
         new = matches.run(plan, args.jobs, args.backend)
     cells = matches.load(Path(args.out))
@@ -39,4 +34,5 @@ def arena(args: argparse.Namespace) -> None:
         return
     print(f"{len(cells)} cells in {args.out}, {new} of them new; wrote {target}\n")
     print(results.matrix(cells))
+    print("\n" + results.taking_part(cells))
     print("\n" + results.thefts(cells))

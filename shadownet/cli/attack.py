@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadownet.cli.output import as_json, table
+from shadownet.progress import working
 from shadownet.wire.errors import InputError
 
 if TYPE_CHECKING:
-    from shadownet.attacks import bench, meter
+    from shadownet.attacks import bench, live, meter, registry
 
 
 def attack(args: argparse.Namespace) -> None:
@@ -19,21 +19,25 @@ def attack(args: argparse.Namespace) -> None:
     if Path(args.bundle).is_file():
         _meter(args)
         return
-    from shadownet.attacks import bench, registry
-    from shadownet.attacks.view import Knowledge
+    from shadownet.attacks import bench, live, registry
 
-    if (args.data or args.output) and not (args.model and args.data):
-        raise InputError("stealing the whole model is scored against the truth: it needs --model and --data")
-    view = bench.open_view(args.bundle, args.base, args.transcript)
+    chosen = registry.select(args.attacks)
+    if (args.data or args.output or args.malicious) and not (args.model and args.data):
+        raise InputError("attacks that take part are scored against the truth: they need --model and --data")
+    view = bench.open_view(args.bundle, args.base, args.transcript, args.other)
     truth = bench.open_truth(args.bundle, args.model, args.key) if args.model else None
-    outcomes = bench.weigh(view, truth, registry.select(args.attacks))
+    data = bench.read_data(args.data) if args.data else None
+    stage = live.Stage(
+        view, args.bundle, args.model or "", truth or (), args.key, None if data is None else data.queries, args.base,
+        args.runs, args.malicious,
+    )  # fmt: skip
+    if args.attacks:
+        _lacking(chosen, stage)
+    outcomes = bench.weigh(view, truth, chosen) + (live.weigh(stage, chosen) if truth else [])
     theft = None
-    if args.data:
-        data = bench.read_data(args.data)
-        if args.runs and view.transcript is None:
-            crossed = bench.record(args.bundle, data.queries, args.key, args.runs)
-            view = replace(view, knowledge=Knowledge.TRANSCRIPT, transcript=crossed)
-        theft = bench.theft(view, args.model, data, args.queries, args.base)
+    if data is not None and registry.ATTACKS[registry.STEAL] in chosen:
+        with working("stealing the whole model"):
+            theft = bench.theft(stage.varied, args.model, data, args.queries, args.base)
         if args.output:
             _write(Path(args.output), theft.model)
     total = sum(layer.filters for layer in view.layers)
@@ -45,11 +49,27 @@ def attack(args: argparse.Namespace) -> None:
         })  # fmt: skip
         return
     print(_verdict(args.bundle, view.scheme, outcomes, total, truth is not None))
-    _outcomes(outcomes)
+    _outcomes([o for o in outcomes if registry.ATTACKS[o.attack].on_weights])
+    _taking_part([o for o in outcomes if not registry.ATTACKS[o.attack].on_weights])
     if truth:
         _layers(bench.by_layer(outcomes))
     if theft:
         _theft(theft, args.output)
+
+
+FLAGS = {
+    "a public model": "--base", "transcripts": "--data", "chosen inputs": "--data", "labels": "--data",
+    "a malicious accelerator": "--malicious", "two bundles": "--other",
+}  # fmt: skip
+
+
+def _lacking(chosen: list[registry.Attack], stage: live.Stage) -> None:
+    """Raise ``InputError`` where an attack that was asked for by name lacks what it needs."""
+    for attack in chosen:
+        missing = stage.missing(attack)
+        if missing:
+            flags = " and ".join(dict.fromkeys(FLAGS[need] for need in missing))
+            raise InputError(f"{attack.name} needs {' and '.join(missing)}", f"give it {flags}")
 
 
 def check(args: argparse.Namespace) -> int:
@@ -75,7 +95,7 @@ def _needs_scipy() -> None:
     try:
         import scipy  # noqa: F401
     except ModuleNotFoundError:
-        raise InputError("attacks need SciPy", "pip install 'shadownet[attacks]'") from None
+        raise InputError("attacks need SciPy", "pip install scipy joblib") from None
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -130,6 +150,23 @@ def _outcomes(outcomes: list[bench.Outcome]) -> None:
     table([*columns, "s"], rows)
 
 
+def _taking_part(outcomes: list[bench.Outcome]) -> None:
+    """Attacks on a bundle at work, and what each found in which layer."""
+    if not outcomes:
+        return
+    rows = [
+        [
+            o.attack, o.needs, o.measure, percent(o.recovered), f"{percent(o.worst)} {o.worst_layer}", percent(o.null),
+            percent(o.base), str(o.queries), f"{o.seconds:.1f}",
+        ]
+        for o in outcomes
+    ]  # fmt: skip
+    columns = ["attack", "needs", "share of", "got", "worst layer", "random", "public model", "runs", "s"]
+    table(columns, rows, "attacks that take part")
+    notes = [[o.attack, name, note] for o in outcomes for name, note in o.forms.items() if note]
+    table(["attack", "layer", "note"], notes)
+
+
 def _layers(layers: list[tuple[str, Any]]) -> None:
     rows = [
         [s.layer, str(s.filters), str(s.depth), attack, percent(s.rows.recovered), size(s.rows.error),
@@ -147,11 +184,13 @@ def _theft(theft: bench.Theft, output: str | None) -> None:
     for name, text in zip(names, what, strict=True):
         q = getattr(theft, name)
         if q is not None:
-            cells = (q.accuracy, q.fidelity, q.fgsm, q.pgd, q.member_auc, q.member_tpr)
-            rows.append([text, *(percent(c) for c in cells)])
+            rows.append([text, *(percent(c) for c in q.to_json().values())])
     n = theft.normalised
-    rows.append(["stolen, normalised", *(f"{n[k]:.2f}" for k in ("accuracy", "fidelity", "fgsm", "pgd")), "", ""])
-    columns = ["model", "accuracy", "fidelity", "FGSM carries", "PGD carries", "members AUC", "members TPR at 1 % FPR"]
+    rows.append(["stolen, normalised", *(f"{n[k]:.2f}" if k in n else "" for k in theft.stolen.to_json())])
+    columns = [
+        "model", "accuracy", "fidelity", "FGSM carries", "PGD carries", "members AUC", "members TPR at 1 % FPR",
+        "members AUC by gradient",
+    ]  # fmt: skip
     table(columns, rows, f"the whole model, {theft.queries} labelled queries, fitted to them: {theft.fitted}")
     if output:
         print(f"wrote the stolen model to {output}")

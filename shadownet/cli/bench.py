@@ -10,20 +10,27 @@ import numpy as np
 
 from shadownet.cli.output import as_json, human, table
 from shadownet.wire.errors import InputError
+from shadownet.wire.paths import resolve_key
 
 
 def bench(args: argparse.Namespace) -> None:
     from shadownet.bench import Setting
     from shadownet.bench import bench as measure
+    from shadownet.simulator import study
 
+    devices = study.devices(args.device or [])
     if args.rounds < 30:
         raise InputError("--rounds must be at least 30: fewer say little")
     schemes, integrity = args.schemes.split(","), args.integrity.split(",")
     threads, batch = max(1, args.num_threads), max(1, args.batch)
     results = [
-        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key))
+        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key, args.accelerator))
         for model in args.models
     ]
+    for model, result in zip(args.models, results, strict=True) if devices else ():
+        simulated = study.beside(Path(model), resolve_key(args.key), result["rows"], devices)
+        for row, times in zip(result["rows"], simulated, strict=True):
+            row["simulated"] = times
     if args.json:
         as_json(results)
         return
@@ -41,13 +48,15 @@ def _show(result: dict[str, Any]) -> None:
         [
             row["name"], f"{row['median_ms']:.3f}", f"{row['ratio']:.2f}",
             "{} to {}".format(row["pairwise_ratio"][0], row["pairwise_ratio"][2]),
+            *(f"{times['ms']:.3g} ms, {times['ratio']:.2f}" for times in row.get("simulated", {}).values()),
             f"{row['scheme']}, masks {row['masks']}, integrity {row['integrity']}",
         ]
         for row in result["rows"]
     ]  # fmt: skip
+    simulated = [f"predicted on {name}" for name in result["rows"][0].get("simulated", {})]
     title = f"{result['model']}, batch {result['batch']}, {result['threads']} threads per process"
-    title += f", {result['rounds']} rounds in turn"
-    table(["contender", "median ms", "ratio", "middle half", "protection"], rows, title)
+    title += f", {result['accelerator']}, {result['rounds']} rounds in turn"
+    table(["contender", "median ms", "ratio", "middle half", *simulated, "protection"], rows, title)
     for row in result["rows"]:
         phases = dict(row.get("phases", {}))
         if phases.get("crossings"):

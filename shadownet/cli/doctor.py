@@ -8,20 +8,26 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from accelerator.backends import NAMES
 from shadownet.cli.output import as_json
+from shadownet.progress import track
 from shadownet.wire.paths import resolve_key
 from shadownet.workers import TFLITE_PYTHON, command, environment
 
 
 def doctor(args: argparse.Namespace) -> int:
-    checks = [_system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"), _worker("enclave"),
-              _worker("accelerator"), *_backends(), _loops(), _shared_memory(), _key(), _memory()]  # fmt: skip
+    checks = [
+        _system(), _package("ai-edge-litert"), _package("numpy"), _package("pycryptodome"),
+        _worker("enclave"), _worker("accelerator"), *track(_backends(), "trying backends", len(NAMES)),
+        _loops(), _shared_memory(), _key(), _memory(),
+    ]  # fmt: skip
     if args.json:
         as_json(checks)
     else:
@@ -68,14 +74,15 @@ def _backends() -> Iterator[dict[str, Any]]:
     """Have each backend run a small layer, each in a process of its own as a driver may take it down.
 
     Only the default must be there."""
-    from accelerator.backends import NAMES
-
     for name in NAMES:
         answer: dict[str, Any] = {"ok": False, "found": "does not run", "hint": "its process died: try another driver"}
         try:
             asked = [*command("accelerator.survey", name), name]
             done = subprocess.run(asked, env=environment(), capture_output=True, timeout=60)
             answer = json.loads(done.stdout)[name]
+            device = re.search(rb"Selected adapter: ([^,\n]*)", done.stderr)  # LiteRT's log knows which GPU it is
+            if answer["ok"] and device:
+                answer["found"] += f", on {device[1].decode(errors='replace')}"
         except subprocess.TimeoutExpired:
             answer["hint"] = "it did not answer within a minute: try another driver"
         except OSError as error:

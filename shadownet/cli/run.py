@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import os
 import secrets
 import time
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from shadownet import timeline
 from shadownet.cli.output import as_json, human
 from shadownet.interpreter import check
 from shadownet.media import Pixels, load_array, load_inputs
@@ -42,19 +43,21 @@ def run(args: argparse.Namespace) -> None:
         if used:
             note(used)
         session.allocate(0, [value.shape for value in samples[0]])
-        if args.masks:
-            session.prepare(args.masks)
+        for _ in track(range(args.masks), "making masks"):
+            session.prepare(1)
         outputs, seconds = [], []
-        for sample in track(samples, "running"):
-            values = [check(spec, value) for spec, value in zip(session.inputs, sample, strict=True)]
-            for _ in range(args.num_runs):
-                start = time.perf_counter()
-                result = session.invoke(values)
-                seconds.append(time.perf_counter() - start)
-            outputs.append(result)
+        runs = itertools.product(samples, range(args.num_runs))
+        for sample, again in track(runs, "running", len(samples) * args.num_runs):
+            if again == 0:
+                values = [check(spec, value) for spec, value in zip(session.inputs, sample, strict=True)]
+            start = time.perf_counter()
+            result = session.invoke(values)
+            seconds.append(time.perf_counter() - start)
+            if again == args.num_runs - 1:
+                outputs.append(result)
         stats = session.stats()
         if args.trace:
-            _write(args.trace, json.dumps({"traceEvents": session.events()}))
+            timeline.write(args.trace, session.timeline())
         names = session.outputs
     finally:
         session.close()
@@ -72,13 +75,6 @@ def _transcript(directory: str) -> str:
     if os.path.exists(path):
         raise InputError(f"{path} exists already", "give another directory to --record")
     return path
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _save(path: str, outputs: list[list[Array]], specs: list[TensorSpec]) -> None:
