@@ -18,7 +18,7 @@ from enclave.freshness import MAX_SERIAL
 from shadownet.wire.errors import BundleError
 
 MAGIC, VERSION = b"SHADOWNT", 2
-CHUNK = 1 << 16  # small, so that an enclave with little memory reads them one by one
+CHUNK = 1 << 18  # an enclave with little memory reads them one by one
 MAX_HEADER, MAX_SIZE = 4096, 1 << 34
 _FIXED = struct.Struct("<8sHH")
 TAG = 16

@@ -425,3 +425,24 @@ def test_no_mask_serves_twice(lab: Lab, tmp_path: Path) -> None:
         for a in range(4):
             for b in range(a):
                 assert (runs[a] == runs[b]).mean() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "budget"), [("mobilenet_v1", 14 * M), ("resnet50", 32 * M)])
+def test_networks_of_the_zoo_run_in_the_memory_of_a_trusted_application(
+    name: str, budget: int, lab: Lab, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorflow", reason="the zoo needs TensorFlow")
+    from models.__main__ import convert
+
+    model, bundle = tmp_path / f"{name}.tflite", tmp_path / f"{name}.shadow"
+    model.write_bytes(convert(name, quantize=False))
+    shadownet.convert(model, bundle, key=lab.key)
+    x = np.random.default_rng(2).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
+    (expected,) = litert(model.read_bytes(), [x])
+    with shadownet.Interpreter(bundle, key=lab.key, enclave_memory=budget) as it:
+        it.allocate_tensors()
+        result, stats, pid = infer(it, x), it.session.stats(), it.session.pids[1]
+        assert stats["memory_peak"] <= stats["memory_budget"] == budget
+        assert limit_of(pid) == stats["memory_baseline"] + budget + stats["memory_shared"]
+    np.testing.assert_allclose(result, expected, atol=1e-3 * np.abs(expected).max())
