@@ -61,8 +61,9 @@ class Worker:
 
     def _control(self) -> None:
         request, _, fds = self._enclave.receive(None)
-        if request.get("do") == "probe" and self._callee and not fds:
-            self._probe(int(request["layer"]))
+        layer = request.get("layer")
+        if request.get("do") == "probe" and self._callee and isinstance(layer, int) and not fds:
+            self._probe(layer)
             return
         if request.get("do") != "open" or len(fds) != 3:
             raise WorkerError("the enclave sent an unknown request")

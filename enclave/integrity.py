@@ -120,18 +120,19 @@ class Geometry:
         return out.reshape(-1, len(filters)).T
 
     def at(self, x: Array, filters: Array, positions: Array) -> tuple[Array, Array, float]:
-        """As :meth:`apply`, at some positions only: [v, p]; the norms of the inputs that each meets [p]; and how many
-        those are at most."""
+        """As :meth:`apply`, at some positions only: [v, p]; the norms of the inputs that each meets [v, p], of channels
+        that the filter reads; and how many those are at most."""
         x = x.reshape(self.source)
         image, y, column = np.unravel_index(positions, self.target[:3])
-        out, squares = np.zeros((len(filters), len(positions))), np.zeros(len(positions))
+        out, squares = np.zeros((2, len(filters), len(positions)))
+        reads = (filters != 0).any(axis=(1, 2))
         for ky in range(self.public.kernel[0]):
             for kx in range(self.public.kernel[1]):
                 rows, columns = self._met(0, ky, y), self._met(1, kx, column)
                 inside = (rows >= 0) & (columns >= 0)
                 seen = np.where(inside[:, None], x[image, rows, columns].astype(np.float64), 0.0)
                 out += filters[:, ky, kx] @ seen.T
-                squares += np.square(seen).sum(axis=1)
+                squares += reads @ np.square(seen).T
         return out, np.sqrt(squares), float(math.prod(filters.shape[1:]))
 
     def _met(self, axis: int, tap: int, at: Array) -> Array:

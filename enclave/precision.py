@@ -50,16 +50,16 @@ class Probe:
         self._exact, self._rng, self._count = exact, rng, slots
         self._slots = rng.permutation(slots)[:FILTERS]
 
-    def _settle(self, public: Public, weights: Array) -> None:
+    def _settle(self, public: Public, chosen: Array) -> None:
         """Take over the weights [kh, kw, channels of a group, filters] of the filters that were chosen."""
-        kh, kw, depth, _ = weights.shape
-        chosen, slots = weights.astype(np.float64), self._count
-        self._filters = np.zeros((len(self._slots), kh, kw, public.groups * depth))
+        kh, kw, depth, _ = chosen.shape
+        slots = self._count
+        self._filters = np.zeros((len(self._slots), kh, kw, public.groups * depth), np.float32)
         for filter_, slot, w in zip(self._filters, self._slots, np.moveaxis(chosen, -1, 0), strict=True):
             first = int(slot) // (slots // public.groups) * depth  # a group's filters see its own channels only
             filter_[..., first : first + depth] = w
-        self._norms = np.sqrt(np.square(chosen).sum(axis=(0, 1, 2)))
-        self._largest = (limbs.LIMIT - 1) // max(1, int(np.abs(chosen).sum(axis=(0, 1, 2)).max()))
+        self._norms = np.sqrt(np.square(chosen, dtype=np.float64).sum(axis=(0, 1, 2)))
+        self._largest = (limbs.LIMIT - 1) // max(1, int(np.abs(chosen).sum(axis=(0, 1, 2), dtype=np.float64).max()))
 
     def input(self, shape: tuple[int, ...], rng: Rng | None = None) -> Array:
         """What to send: float32, uniform in [-1, 1), or integers with which no sum that is looked at passes 2^24."""
@@ -90,8 +90,8 @@ class Probe:
             # By Cauchy and Schwarz, rounding each of D inputs by ``least`` moves the sum by least sqrt(D) |w|.
             tiny = precision.least * np.sqrt(terms) * (self._norms[:, None] + norms)
             allowed = MARGIN * (precision.unit * self._norms[:, None] * norms + tiny)
-        with np.errstate(invalid="ignore"):
-            worst = float((off / allowed).max(initial=0))
+        with np.errstate(divide="ignore", invalid="ignore"):  # what is off by nothing is right where nothing is allowed
+            worst = float(np.divide(off, allowed, out=np.zeros_like(off), where=off != 0).max(initial=0))
         return worst if np.isfinite(worst) else float("inf")
 
 

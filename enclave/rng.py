@@ -21,6 +21,8 @@ class Rng:
 
     def bytes(self, size: int) -> bytes:
         """``size`` random bytes."""
+        if not size:
+            return b""
         if size > self._left:
             self._cipher = AES.new(os.urandom(32), AES.MODE_CTR, nonce=b"")
             self._left = max(_REKEY, size)

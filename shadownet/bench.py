@@ -23,7 +23,7 @@ import numpy as np
 
 from shadownet.converter import convert
 from shadownet.inputs import random_inputs
-from shadownet.progress import track
+from shadownet.progress import quiet, track
 from shadownet.session import Session
 from shadownet.wire.arena import Arena, aligned
 from shadownet.wire.errors import WorkerError
@@ -119,10 +119,11 @@ def bench(setting: Setting) -> dict[str, Any]:
 def _plain(setting: Setting) -> Contender:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(setting.model), num_threads=setting.num_threads)
-    for detail in interpreter.get_input_details() if setting.batch > 1 else []:
-        interpreter.resize_tensor_input(detail["index"], _batched(tuple(detail["shape"]), setting.batch))
-    interpreter.allocate_tensors()
+    with quiet():
+        interpreter = Interpreter(model_path=str(setting.model), num_threads=setting.num_threads)
+        for detail in interpreter.get_input_details() if setting.batch > 1 else []:
+            interpreter.resize_tensor_input(detail["index"], _batched(tuple(detail["shape"]), setting.batch))
+        interpreter.allocate_tensors()
     return Contender("unprotected", dict(UNPROTECTED), interpreter.invoke)
 
 
@@ -305,7 +306,8 @@ def _alone(contender: Contender, setting: Setting) -> float:
 
     assert contender.session is not None
     layers = contender.session.manifest["layers"]
-    backend = create(setting.accelerator, str(contender.bundle / "accelerator.tflite"), setting.num_threads)
+    with quiet():
+        backend = create(setting.accelerator, str(contender.bundle / "accelerator.tflite"), setting.num_threads)
     sides = [[_batched(tuple(layer[side]), setting.batch) for layer in layers] for side in ("input", "output")]
     arena = Arena.create(sum(aligned(4 * max(map(math.prod, shapes))) for shapes in sides), "bench")
     outputs = aligned(4 * max(map(math.prod, sides[0])))

@@ -41,7 +41,7 @@ def bundle() -> Json:
 
     layers = [
         layer(LAYERS[0], "CONV_2D", 0, [1, 8, 8, 1], [1, 8, 8, 5], False),
-        layer(LAYERS[1], "CONV_2D", 1, [1, 8, 8, 4], [1, 8, 8, 5], True),
+        layer(LAYERS[1], "CONV_2D", 1, [2, 8, 8, 4], [2, 8, 8, 5], True),  # two digits of exact activations
         layer(LAYERS[2], "FULLY_CONNECTED", 3, [1, 4], [1, 12], True),
     ]
     options = {"ratio": 1.2, "activations": "float", "bits": None}

@@ -322,8 +322,14 @@ def test_a_layer_that_does_not_exist_fails_alone(running: Running, bench: Bench)
 
 @pytest.mark.parametrize(
     "bytes_sent",
-    [b"", b"\xff" * 64, b"\2\0\0\0{}", b"\x28\0\0\0" + b'{"m": {"do": "dance"}, "t": []}'.ljust(40)],
-    ids=["nothing", "too large", "no message", "another request"],
+    [
+        b"",
+        b"\xff" * 64,
+        b"\2\0\0\0{}",
+        b"\x28\0\0\0" + b'{"m": {"do": "dance"}, "t": []}'.ljust(40),
+        b"\x34\0\0\0" + b'{"m": {"do": "probe", "layer": 0}, "t": []}'.ljust(52),
+    ],
+    ids=["nothing", "too large", "no message", "another request", "a test too early"],
 )
 def test_a_worker_that_is_sent_garbage_ends(backend: str, forms: Bench, bytes_sent: bytes) -> None:
     made = Running(backend, forms.path)

@@ -3,7 +3,8 @@
 A document's fenced blocks run in order in one folder. Lines that begin with ``$ `` are commands for bash, and must
 succeed; what follows them is their output, of which … may leave out lines, or the end of one. ``python`` blocks run,
 other languages are text. A comment before a block says more: ``<!-- file: NAME -->`` writes it, ``<!-- slow -->``
-leaves it to the slow tests, ``<!-- setup -->`` to the test of a fresh clone.
+leaves it to the slow tests, ``<!-- setup -->`` to the test of a fresh clone. Not run: ``make test`` and ``make slow``,
+which run this, ``make bench``, which wants a quiet hour, and training with TensorFlow (models/README.md).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from enclave import keys
 VICTIMS = ROOT / "models" / "victims"
 FENCE = re.compile(r"(?:<!-- ([a-z]+)(?:: (\S+))? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*sorted((ROOT / "docs" / "schemes").glob("*.md")), *sorted((ROOT / "docs" / "attacks").glob("*.md"))]
-GUIDES = [ROOT / "docs" / name for name in ("adding_a_scheme.md", "adding_an_attack.md", "adding_a_backend.md")]
+GUIDES = [
+    ROOT / "docs" / name
+    for name in ("adding_a_scheme.md", "adding_an_attack.md", "adding_a_backend.md", "report.md", "simulator.md")
+]
 GATES = 'max_filters_recovered = 0.05\nbase = "public.tflite"\n'
 
 
@@ -79,6 +83,7 @@ class Reader:
             np.save(self.folder / "x.npy", data["x_test"][:8])
         Image.new("L", (30, 20), 90).save(self.folder / "photo.jpg")
         (self.folder / "gates.toml").write_text(GATES)
+        shutil.copy(ROOT / "shadownet" / "devices" / "rpi4.toml", self.folder / "my-board.toml")
         return self
 
     def reads(self, document: Path, slow: bool) -> int:
@@ -142,11 +147,13 @@ def test_the_tutorial(reader: Reader) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_of_the_readme(reader: Reader) -> None:
     reader.has_a_model().reads(ROOT / "README.md", slow=True)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_of_the_tutorial(reader: Reader) -> None:
     reader.reads(ROOT / "docs" / "tutorial.md", slow=True)
     assert (reader.folder / "report.html").stat().st_size > 10_000 and (reader.folder / "stolen.tflite").exists()
@@ -167,6 +174,7 @@ def test_guides_and_pages(reader: Reader, document: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_from_a_fresh_clone_to_a_report(tmp_path: Path) -> None:
     """What the README asks of somebody who has nothing but git, Python and a model."""
     clone = tmp_path / "clone"

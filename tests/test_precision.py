@@ -95,6 +95,15 @@ def test_what_is_not_finite_is_never_precise(wrong: float) -> None:
     assert excess(layer, probe, (sent, np.full_like(answer, wrong))) == np.inf
 
 
+def test_a_filter_of_zeros_answers_zero() -> None:
+    layer = convolved()
+    layer.content = bytes(len(layer.content))  # whose weights are zeros
+    probe = Probe(layer.public, layer.content, False, SeededRng(4))
+    sent = probe.input(layer.sent.shape)
+    assert excess(layer, probe, (sent, np.zeros_like(layer.answer))) == 0
+    assert excess(layer, probe, (sent, np.ones_like(layer.answer))) == np.inf
+
+
 def test_integers_of_a_test_fill_float32_and_no_more() -> None:
     layer = convolved(integer=True)
     probe = Probe(layer.public, layer.content, True, SeededRng(2))

@@ -635,6 +635,21 @@ def test_only_a_plain_yes_opens_the_accelerator(answer: dict[str, Any]) -> None:
         assert isinstance(error, WorkerError) and len(str(error)) < 1000
 
 
+@pytest.mark.parametrize("answer", [{}, {"ok": False}, {"ok": 1}, {"error": "no"}, None])
+def test_only_a_plain_yes_answers_a_test_of_the_arithmetic(answer: dict[str, Any] | None) -> None:
+    with Fake() as fake:
+        fake.open()
+        extra = os.open("/dev/null", os.O_RDONLY)
+        before = descriptors().count("/dev/null")
+        if answer is None:
+            fake.sock.shutdown(socket.SHUT_RDWR)
+        else:
+            Channel(fake.sock, "enclave").send(answer, fds=(extra,))
+        assert isinstance(in_time(lambda: fake.link.probe(0, "layer")), WorkerError)
+        assert descriptors().count("/dev/null") == before
+        os.close(extra)
+
+
 def test_descriptors_that_an_accelerator_sends_are_closed() -> None:
     with Fake() as fake:
         extra = [os.open("/dev/null", os.O_RDONLY) for _ in range(4)]

@@ -39,6 +39,7 @@ def test_steps_get_what_every_verb_says_of_them() -> None:
     assert (first["name"], first["sent"], first["received"]) == ("layer000_conv_2d", 4 * 64, 4 * 8 * 8 * 5)
     assert (first["accelerator_ms"], first["enclave_ms"], first["error"]) == (0.5, 0.25, 2e-6)
     assert first["leak"]["attack"] == "A4" and first["leak"]["recovered"] == 0.75 and first["leak"]["random"] == 0.0
+    assert (second["input"], second["slots"]) == ([1, 8, 8, 4], 5)
     assert second["reads"] == [0] and second["sends"] == 0 and second["masked"] and not first["masked"]
     assert not segment["out"] and segment["after"] == ["MEAN"] and last["gives"]
     assert report["title"] == "net"
@@ -264,7 +265,7 @@ def test_a_bundle_with_its_model_has_everything(
 ) -> None:
     monkeypatch.setenv("SHADOWNET_KEY", str(made / "device.key"))
     digits = np.load(models / "digits_test.npz")
-    np.savez(tmp_path / "d.npz", x=digits["x"][:50], y=digits["y"][:50])
+    np.savez(tmp_path / "d.npz", x_test=digits["x"][:50], y_test=digits["y"][:50])
     np.save(tmp_path / "x.npy", digits["x"][:1])
     given = ["--model", models / "digits_cnn.tflite", "--data", tmp_path / "d.npz", "--pictures", tmp_path / "x.npy"]
     command = ["report", made / "m.shadow", *given, "--schemes", "none,tee,shadownet:paper,slalom", "--json"]

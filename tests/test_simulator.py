@@ -503,6 +503,9 @@ def test_simulate_prints_tables_and_names_what_dominates(
     assert "less of it: " in out
     assert main(["simulate", "--list"]) == 0
     assert "sgx1-laptop" in capsys.readouterr().out
+    assert main(["simulate", "--list", "--json"]) == 0
+    for listed in json.loads(capsys.readouterr().out):
+        assert all(number["source"] for section in listed["numbers"].values() for number in section.values())
 
 
 def test_simulate_refuses_a_model_whose_ops_lack_inputs(

@@ -52,3 +52,12 @@ def test_the_project_is_not_found_by_accident(tmp_path: Path) -> None:
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PACKAGES}
     found = subprocess.run([sys.executable, "-S", "-c", "import shadownet"], cwd=tmp_path, env=env, capture_output=True)
     assert found.returncode != 0
+
+
+@pytest.mark.slow
+def test_measuring_a_gpu_says_what_is_missing(tmp_path: Path) -> None:
+    none = str(tmp_path / "none.json")
+    done = tool("measure_gpu.py", "m.tflite", folder=tmp_path, VK_ICD_FILENAMES=none, VK_DRIVER_FILES=none)
+    assert done.returncode == 2, done.stderr
+    for word in ("finds no GPU", "libvulkan1", "libGLX_nvidia", "Vulkan drivers", f"$VK_DRIVER_FILES: {none}"):
+        assert word in done.stdout

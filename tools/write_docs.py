@@ -34,7 +34,6 @@ API = {  # module: the names that people use
 GENERATED = "Made by `tools/write_docs.py`; not edited by hand."
 LEAK = re.compile(r"<!-- leak -->\n.*?<!-- end -->", re.DOTALL)
 BIG = ("resnet20_cifar10_float32", "minivgg_cifar10_float32")  # of the matrix; the others have filters of a few weights
-NO_PRIOR = ("A0", "A4", "A19")
 MATRIX = re.compile(r"<!-- matrix -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -88,11 +87,15 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def _leak_table(cells: dict[tuple[str, str, str], str]) -> str:
-    """By scheme: the best attack with the public file alone, and the best of all."""
+    """By scheme: the best attack on weights with the public file alone, and the best of all."""
+    from shadownet.attacks.registry import ATTACKS, Need
+
     lines = ["| scheme | with the public file alone | with a public relative too |", "|---|---|---|"]
     for scheme in dict.fromkeys(scheme for _, scheme, _ in cells):
-        found = {(m, a): v for (m, s, a), v in cells.items() if s == scheme and m in BIG and v}
-        alone = {key: value for key, value in found.items() if key[1] in NO_PRIOR}
+        found = {
+            (m, a): v for (m, s, a), v in cells.items() if s == scheme and m in BIG and v and ATTACKS[a].on_weights
+        }
+        alone = {key: value for key, value in found.items() if ATTACKS[key[1]].needs == (Need.FILES,)}
         best = [max(part.items(), key=lambda item: float(item[1].split("%")[0])) for part in (alone, found)]
         lines.append(f"| `{scheme}` | " + " | ".join(map(_best, best)) + " |")
     return "\n".join(lines) + "\n"
@@ -121,7 +124,10 @@ def _table(cells: dict[tuple[str, str, str], str], place: Any, corner: str) -> s
         if where and value:
             found.setdefault(where[0], {})[where[1]] = value
     if not found:
-        return "No weights leave the enclave, or the matrix does not have it.\n"
+        return (
+            "Not in the matrix of [SECURITY_RESULTS.md](../../SECURITY_RESULTS.md): no weights leave the enclave,\n"
+            "or it is newer.\n"
+        )
     columns = list(dict.fromkeys(c for row in found.values() for c in row))
     lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(row.get(c, "") for c in columns) + " |" for name, row in found.items()]

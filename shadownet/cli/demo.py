@@ -15,7 +15,7 @@ from shadownet.analysis import Reference
 from shadownet.cli.output import as_json, human
 from shadownet.graph import Graph, load
 from shadownet.interpreter import Interpreter
-from shadownet.progress import note, track
+from shadownet.progress import note, quiet, track
 from shadownet.wire.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -62,8 +62,9 @@ def _race(model: Path, bundle: Path, digits: Array, labels: Array, transcript: P
     """Protected and unprotected in turn, one thread each; one recorded inference afterwards, in a run of its own."""
     from ai_edge_litert.interpreter import Interpreter as Plain
 
-    plain = Plain(model_path=str(model), num_threads=1)
-    plain.allocate_tensors()
+    with quiet():
+        plain = Plain(model_path=str(model), num_threads=1)
+        plain.allocate_tensors()
     right, times = np.zeros(2, int), np.empty((len(digits), 2))
     worst = 0.0
     with Interpreter(bundle, num_threads=1) as protected:

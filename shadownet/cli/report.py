@@ -51,16 +51,16 @@ def _collected(args: argparse.Namespace, bundles: list[Path]) -> list[object]:
     if args.model:
         _needs_scipy()
     found: list[object] = []
-    if bundles:
-        from shadownet.report.collect import Request, collect
-
-        found += collect(Request(bundles[0], args.model, args.base, args.data, args.key))
-    if args.pictures:
+    if args.pictures:  # first, since what is wrong with them shows at once
         from shadownet.report import pictures
 
         note("report: pictures of what the accelerator sees")
         schemes = args.schemes.split(",") if args.schemes else None
         found.append(pictures.take(args.model, Path(args.pictures), schemes, args.base))
+    if bundles:
+        from shadownet.report.collect import Request, collect
+
+        found += collect(Request(bundles[0], args.model, args.base, args.data, args.key))
     return found
 
 

@@ -152,7 +152,7 @@ def _report(
         print(f"… and {len(outputs) - 20} more samples; --output keeps them all")
     crossed = summary["bytes_to_accelerator"] + summary["bytes_from_accelerator"]
     print(
-        f"{runs} runs, median {summary['median_ms']:.2f} ms; "
+        f"{runs} run{'s' if runs > 1 else ''}, median {summary['median_ms']:.2f} ms; "
         f"per run {human(crossed)}B crossed in {summary['crossings']} calls"
     )
     if args.enclave_memory:

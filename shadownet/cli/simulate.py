@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def simulate(args: argparse.Namespace) -> None:
 
 def _list(args: argparse.Namespace, devices: list[Any]) -> None:
     if args.json:
-        as_json([{"name": d.name, "description": d.description, "path": str(d.path)} for d in devices])
+        as_json([asdict(device) for device in devices])
     else:
         table(["device", "what it is"], [[d.name, d.description] for d in devices])
 

@@ -154,9 +154,11 @@ def _accuracy(request: Request, reference: Reference, part: Partition) -> Json:
 
 
 def _labelled(path: str) -> tuple[Array, Array]:
+    """Held-out samples and labels of an ``.npz`` as ``attack --data`` takes it: x_test and y_test, else x and y."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"].ravel()
+            end = "_test" if "x_test" in arrays.files else ""
+            x, y = arrays[f"x{end}"], arrays[f"y{end}"].ravel()
     except (OSError, ValueError, EOFError, KeyError, AttributeError):
         raise InputError(f"cannot read {path}", "--data takes an .npz with arrays x and y") from None
     if len(x) != len(y) or not len(x):

@@ -96,7 +96,8 @@ def joined(steps_: list[Json], described: Sequence[Json]) -> list[Json]:
             step |= {"out": False, "name": f"op {step['id']}"}
         else:
             left.remove(match)  # entries come in order: where ids collide, the first left is the right one
-            step |= {k: v for k, v in match.items() if k != "output"}
+            # Shapes stay the layer's own: what crosses may be digits, stacked, and has more channels.
+            step |= {k: v for k, v in match.items() if k not in ("input", "output")}
     return steps_
 
 

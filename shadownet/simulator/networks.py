@@ -21,7 +21,7 @@ class Chain:
     side: int
     channels: int
     kernel: int = 1
-    depth: int = 4
+    depth: int = 2
 
     def model(self) -> bytes:
         """The network as a .tflite file."""
@@ -70,13 +70,17 @@ PLAIN = (
     *(Chain("CONV_2D", side, n, 3) for side, n in ((56, 64), (28, 128), (14, 256), (7, 512), (32, 16), (16, 32))),
     *(Chain("CONV_2D", side, n) for side, n in ((56, 128), (28, 256), (14, 512), (7, 1024))),
     *(Chain("DEPTHWISE_CONV_2D", side, n, 3) for side, n in ((112, 32), (56, 128), (28, 256), (14, 512))),
-    *(Chain("FULLY_CONNECTED", side, n) for side, n in ((1, 1024), (1, 2048), (1, 3072), (14, 192))),
+    # Weights of dense layers come from memory in real networks: these are larger than caches.
+    Chain("FULLY_CONNECTED", 1, 2048, depth=4),
+    Chain("FULLY_CONNECTED", 1, 3072, depth=3),
+    Chain("FULLY_CONNECTED", 14, 192),
+    Chain("FULLY_CONNECTED", 14, 768),
     *(Chain("ADD", side, n) for side, n in ((32, 16), (56, 64), (112, 64), (208, 32))),
     *(Chain("SOFTMAX", side, n) for side, n in ((14, 196), (1, 1000))),
 )
 PROTECTED = (
     *(Chain("CONV_2D", 32, 16, 3, depth) for depth in (2, 16)),
-    *(Chain("CONV_2D", side, n, 3) for side, n in ((8, 64), (28, 128))),
-    *(Chain("CONV_2D", side, n) for side, n in ((56, 128), (14, 512))),
-    *(Chain("DEPTHWISE_CONV_2D", side, n, 3) for side, n in ((56, 128), (14, 512))),
+    *(Chain("CONV_2D", 8, 64, 3, 8), Chain("CONV_2D", 28, 128, 3, 3)),
+    *(Chain("CONV_2D", side, n, depth=4) for side, n in ((112, 32), (28, 64), (14, 256))),
+    *(Chain("DEPTHWISE_CONV_2D", side, n, 3, 4) for side, n in ((112, 64), (28, 128), (14, 256))),
 )

@@ -36,7 +36,7 @@ function timeSection() {
       track(place(span, "enclave"), ...waited.map((s) => place(s, "wait")), ...computed.map((s) => place(s, "accelerator"))), el("span", { class: "ms" }, time(span.ms))));
   });
   const ticks = el("div", { class: "axis", "aria-hidden": "true" }, el("span", { class: "label" }), el("span", { class: "ticks" }, [0, 0.25, 0.5, 0.75, 1].map((t) => el("span", {}, time(total * t)))), el("span", { class: "ms" }));
-  return section("time", "One inference", [`${time(total)} in the enclave, of which it waits ${time(waiting)}; the accelerator says that it computed for ${time(sum(away))}.`, note],
+  return section("time", "One inference", [`${time(total)} in the enclave${waits.length ? `, of which it waits ${time(waiting)}; the accelerator says that it computed for ${time(sum(away))}` : ""}.`, note],
     el("div", { class: "whole" }, whole), el("ul", { class: "shares" }, shares.map(([name, ms, kind]) => el("li", { class: kind }, el("b", {}, percent(ms / total)), ` ${name}, ${time(ms)}`))),
     ticks, el("ol", { class: "waterfall", tabindex: "0", "aria-label": "Waterfall of the inference" }, rows),
     el("ul", { class: "legend below" }, el("li", { class: "enclave" }, "enclave at work"), el("li", { class: "wait" }, "enclave waits"), el("li", { class: "accelerator" }, "accelerator computes")));
@@ -49,7 +49,7 @@ function bars(group) {
     const parts = known(bar.ms) ? [[0, bar.ms / most, kind, `${bar.name}: ${time(bar.ms)}; ${bar.note}`]] : [];
     if (known(bar.low) && known(bar.high) && bar.low < bar.high) parts.push([bar.low / most, bar.high / most, "whisker", `${time(bar.low)} to ${time(bar.high)}`]);
     return el("li", {}, el("span", { class: "label", title: bar.note }, bar.name === "tee" ? "all in the enclave" : bar.name), track(...parts),
-      el("span", { class: "ms" }, known(bar.ms) ? time(bar.ms) : "", bar.ratio && n ? el("b", {}, ` ${bar.ratio.toFixed(2)}×`) : null));
+      el("span", { class: "ms" }, known(bar.ms) ? time(bar.ms) : "", bar.ratio && n ? el("b", {}, ` ${times(bar.ratio)}×`) : null));
   });
   const phased = group.bars.filter((b) => b.phases.length && b.crossings);
   return el("figure", {}, el("figcaption", {}, el("b", {}, group.title), el("span", { class: "where" }, group.where), how(group.how)), el("ul", { class: "bars" }, rows),

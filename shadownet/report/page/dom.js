@@ -25,6 +25,7 @@ const counted = (value) => (value < 1000 ? String(value) : scaled(value, ["", "k
 const time = (value) => (value === 0 ? "0" : value < 1 ? `${Number((value * 1000).toPrecision(3))}\u00a0µs` : `${Number(value.toPrecision(3))}\u00a0ms`);
 const percent = (value) => `${value > 0 && value < 0.0995 ? (value * 100).toFixed(1) : value > 0.9995 || value === 0 ? Math.round(value * 100) : (value * 100).toFixed(1)}\u00a0%`;
 const tiny = (value) => (value === 0 ? "0" : value.toExponential(1).replace("e-", "e\u2212").replace("e+", "e"));
+const times = (value) => value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
 const dims = (shape) => shape.map((d) => (d < 0 ? "?" : d)).join("×");
 const known = (value) => value !== null && value !== undefined;
 
