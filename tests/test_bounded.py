@@ -20,7 +20,7 @@ from layers import FORMS, Form, public_model
 from seeded import SeededRng
 
 import shadownet
-from enclave import keys
+from enclave import keys, sealing
 from enclave.bounded.bands import Frame, Weights, linear
 from enclave.bounded.checks import StreamedChecker
 from enclave.bounded.executor import BoundedExecutor
@@ -149,7 +149,9 @@ def converted(kind: str, lab: Lab) -> tuple[Path, Path]:
             near = np.frombuffer(content, np.float32, 16 * 27, at)
             near += np.float32(0.01)
             other.write_bytes(content)
-        shadownet.convert(model, target, key=lab.key, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sealing, "CHUNK", 1 << 16)  # the least, so that there are several
+            shadownet.convert(model, target, key=lab.key, **options)
     return model, target
 
 
