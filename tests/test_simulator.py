@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from build import Model, parted
 
 import shadownet
-from shadownet import cost
+from shadownet import bench, cost
 from shadownet.cli import main, size
 from shadownet.inputs import random_inputs
 from shadownet.session import Session
@@ -451,6 +451,23 @@ def test_bench_has_predictions_beside_its_rows(model: Path, device_key: Path) ->
     assert [set(times) for times in found] == 3 * [{"hikey960-optee", "h100-cc"}]
     assert found[0]["h100-cc"]["ratio"] == 1.0
     assert found[1]["hikey960-optee"]["ms"] > 0
+
+
+def test_the_verb_bench_adds_predictions(
+    model: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measuring is replaced: this is about what the verb asks for, and what it adds."""
+    asked: list[bench.Setting] = []
+
+    def measure(setting: bench.Setting) -> dict[str, Any]:
+        asked.append(setting)
+        return {"rows": [{"scheme": "none"}, {"scheme": "tee"}]}
+
+    monkeypatch.setattr(bench, "bench", measure)
+    assert main(["bench", str(model), "--device", "rpi4", "--accelerator", "numpy", "--json"]) == 0
+    assert (asked[0].accelerator, asked[0].bundles) == ("numpy", ())
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [set(row["simulated"]) for row in found["rows"]] == [{"rpi4"}, {"rpi4"}]
 
 
 def test_calibrating_gives_a_profile_that_predicts(

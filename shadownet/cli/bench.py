@@ -24,7 +24,11 @@ def bench(args: argparse.Namespace) -> None:
     schemes, integrity = args.schemes.split(","), args.integrity.split(",")
     threads, batch = max(1, args.num_threads), max(1, args.batch)
     results = [
-        measure(Setting(Path(model), schemes, integrity, threads, args.rounds, batch, args.key, args.accelerator))
+        measure(
+            Setting(
+                Path(model), schemes, integrity, threads, args.rounds, batch, args.key, accelerator=args.accelerator
+            )
+        )
         for model in args.models
     ]
     for model, result in zip(args.models, results, strict=True) if devices else ():
