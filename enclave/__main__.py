@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from enclave import container, sealing
+from enclave.bounded.executor import BoundedExecutor, load_libraries
+from enclave.bounded.meter import Meter
+from enclave.bounded.storage import Sealed
 from enclave.executor import Executor
 from enclave.freshness import Counters
-from enclave.hardening import drop_privileges, limit_memory, resident_bytes
+from enclave.hardening import drop_privileges, mapped_bytes, resident_bytes
 from enclave.keys import load
 from enclave.link import PHASES, Accelerator
 from enclave.program import Program
@@ -43,40 +46,57 @@ class Worker:
         self._accelerator, self._app = accelerator, app
         self._arena: Arena | None = None
         self._interface: tuple[list[TensorSpec], list[TensorSpec]] | None = None
+        self._executor: Executor | BoundedExecutor
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Unseal the bundle and load it. The key is read here and nowhere else."""
-        sealing.load_libraries()
-        if request["enclave_memory"]:
-            limit_memory(int(request["enclave_memory"]))
-        bundle = Path(request["bundle"])
-        key = Path(request["key"])
-        secret = load(key)
-        header, plaintext = sealing.unseal(bundle, secret)
-        Counters(key, secret).admit(header.lineage, header.serial)
-        program, blobs = container.unpack(plaintext)
-        self._unsealed = sum(blob.nbytes for blob in blobs.values())
         link = None
         if self._accelerator is not None:
             deadline_s, spin_s = float(request["deadline_s"]), float(request["spin_s"])
             link = Accelerator(self._accelerator, deadline_s, spin_s, self._app.fileno())
         self._link = link
-        parsed = Program.parse(program, blobs, bool(request["mask_input"]))
-        threads, memory = int(request["num_threads"]), int(request["mask_memory"])
-        public = sealing.public_half(bundle, header) if parsed.layers else b""
-        self._executor = Executor(parsed, public, threads, link, memory, Trace(bool(request["trace"])))
+        signatures = self._open_bounded(request) if request["enclave_memory"] else self._open(request)
         return {
             "entries": {
                 key: [[spec.to_json() for spec in side] for side in (entry.inputs, entry.outputs)]
-                for key, entry in self._executor.program.entries.items()
+                for key, entry in self._executor.entries.items()
             },
-            "signatures": program["signatures"],
+            "signatures": signatures,
         }
+
+    def _open(self, request: dict[str, Any]) -> Any:
+        """Unseal everything at once. Returns the signatures."""
+        bundle, key = Path(request["bundle"]), Path(request["key"])
+        secret = load(key)
+        header, plaintext = sealing.unseal(bundle, secret)
+        Counters(key, secret).admit(header.lineage, header.serial)
+        program, blobs = container.unpack(plaintext)
+        self._unsealed = sum(blob.nbytes for blob in blobs.values())
+        parsed = Program.parse(program, blobs, bool(request["mask_input"]))
+        threads, memory = int(request["num_threads"]), int(request["mask_memory"])
+        public = sealing.public_half(bundle, header) if parsed.layers else b""
+        self._executor = Executor(parsed, public, threads, self._link, memory, Trace(bool(request["trace"])))
+        return program["signatures"]
+
+    def _open_bounded(self, request: dict[str, Any]) -> Any:
+        """Read the plan alone, and run within ``enclave_memory`` bytes. Returns the signatures."""
+        load_libraries()
+        baseline, meter = mapped_bytes(), Meter()
+        bundle, key = Path(request["bundle"]), Path(request["key"])
+        secret = load(key)
+        header, sealed = Sealed.open(bundle, secret, meter)
+        Counters(key, secret).admit(header.lineage, header.serial)
+        self._unsealed = header.size
+        self._executor = executor = BoundedExecutor(
+            bundle, header, sealed, self._link, meter, int(request["enclave_memory"]), int(request["mask_memory"]),
+            bool(request["mask_input"]), Trace(bool(request["trace"])), baseline,
+        )  # fmt: skip
+        return executor.signatures
 
     def allocate(self, request: dict[str, Any]) -> tuple[dict[str, Any], Arena]:
         """Fix the input shapes of one entry, lay out the app's arena and hand it over."""
         self._entry = int(request["entry"])
-        if self._entry not in self._executor.program.entries:
+        if self._entry not in self._executor.entries:
             raise errors.InputError("the model has no such subgraph")
         shapes = [parse_shape(s) for s in request["shapes"]]
         self._interface = self._executor.allocate(self._entry, shapes, 2 if request["pipelined"] else 1)
@@ -149,6 +169,7 @@ class Worker:
             "masks_ready": len(self._executor.masks),
             "masks_made_inline": self._executor.masks.made_inline,
             "tracked_bytes": self._executor.nbytes,
+            **(self._executor.memory() if isinstance(self._executor, BoundedExecutor) else {}),
             "resident_bytes": resident_bytes(),
         }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,25 +36,50 @@ def pack(program: dict[str, Any], blobs: dict[str, Array]) -> bytearray:
     return out
 
 
-def unpack(data: bytearray) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Parse :func:`pack`'s bytes: (program, blobs as read-only views). Raises ``BundleError``."""
+@dataclass(frozen=True)
+class Place:
+    """Where a blob lies in the plaintext: ``at`` in bytes."""
+
+    at: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def read_head(read: Callable[[int, int], bytes], size: int) -> tuple[dict[str, Any], dict[str, Place]]:
+    """Parse the head of :func:`pack`'s ``size`` bytes: (program, places of the blobs). ``read`` takes offset and size.
+
+    Raises ``BundleError``.
+    """
     try:
-        length = struct.unpack_from("<I", data)[0]
-        record = json.loads(bytes(data[4 : 4 + length]))
+        length = struct.unpack("<I", read(0, 4))[0]
+        record = json.loads(read(4, min(length, size)))
         base = _up(4 + length)
-        blobs = {}
+        places = {}
         for name, spec in record["blobs"].items():
-            shape, dtype, offset = parse_shape(spec["shape"]), DTYPES[spec["dtype"]], int(spec["offset"])
-            if offset < 0 or offset % _ALIGN:
+            offset = int(spec["offset"])
+            places[name] = place = Place(base + offset, DTYPES[spec["dtype"]], parse_shape(spec["shape"]))
+            if offset < 0 or offset % _ALIGN or place.at + place.nbytes > size:
                 raise ValueError
-            blob = np.frombuffer(data, dtype, math.prod(shape), base + offset).reshape(shape)
-            blob.flags.writeable = False
-            blobs[name] = blob
         if not isinstance(record["program"], dict):
             raise ValueError
-        return record["program"], blobs
+        return record["program"], places
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
+
+
+def unpack(data: bytearray) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Parse :func:`pack`'s bytes: (program, blobs as read-only views). Raises ``BundleError``."""
+    program, places = read_head(lambda at, size: bytes(data[at : at + size]), len(data))
+    blobs = {}
+    for name, place in places.items():
+        # Not frombuffer: an empty blob may begin where the data ends.
+        blobs[name] = np.ndarray(place.shape, place.dtype, data, place.at if place.nbytes else 0)
+        blobs[name].flags.writeable = False
+    return program, blobs
 
 
 def _up(size: int) -> int:

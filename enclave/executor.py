@@ -14,13 +14,13 @@ from enclave.exact import Residues
 from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
 from enclave.masks import MaskPool, MaskSet, Pair
-from enclave.precision import Probe
+from enclave.precision import Probe, judge, require
 from enclave.program import Entry, Layer, Program, Segment
 from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
-from shadownet.wire.errors import BundleError, InputError, IntegrityError, WorkerError
+from shadownet.wire.errors import BundleError, InputError, IntegrityError
 from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
@@ -58,8 +58,10 @@ class Executor:
         """``public`` is the verified public model, from which tests and checks of answers are made; b"" if none is."""
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
-        self.program, self.trace = program, trace
-        self._trusted = TrustedModel(program.model, num_threads) if program.model else None
+        self.program, self.entries, self.trace = program, program.entries, trace
+        self._trusted, self._true = (
+            TrustedModel(model, num_threads) if model else None for model in (program.model, program.linear)
+        )
         self._link, self._rng, self._mask_memory = link, Rng(), mask_memory
         self._policy = Policy(program.checked, self._rng)
         self._checkers = {
@@ -103,7 +105,7 @@ class Executor:
                 for t, local in step.outputs:
                     known[t] = self._runtime().shape(step.subgraph, local)
             else:
-                self._runtime().prepare(step.pop, [0], [known[step.input]])
+                self._weights().prepare(step.pop, [0], [known[step.input]])
                 own = self._output_shape(step)
                 layers[step.number] = (known[step.input], own)
                 known[step.output] = _broadcast(own, known.get(step.format.residual))
@@ -119,14 +121,14 @@ class Executor:
 
     def _output_shape(self, layer: Layer) -> Shape:
         """Of a layer whose pop subgraph is prepared; that one may have other channels."""
-        positions = self._runtime().shape(layer.pop, layer.pop_output)[:-1]
+        positions = self._weights().shape(layer.pop, layer.pop_output)[:-1]
         return (*positions, layer.restore.slot.shape[1])
 
     def _is_open(self, layers: dict[int, tuple[Shape, Shape]]) -> bool:
         """Complete ``layers`` and tell whether the accelerator knows exactly these shapes."""
         for layer in self.program.layers:
             if layer.number not in layers:  # of entries that are not allocated: as converted
-                layers[layer.number] = (self._runtime().shape(layer.pop, 0), self._output_shape(layer))
+                layers[layer.number] = (self._weights().shape(layer.pop, 0), self._output_shape(layer))
         return [layers[k] for k in range(len(self.program.layers))] == self._shapes
 
     def _open(self, layers: dict[int, tuple[Shape, Shape]]) -> None:
@@ -157,32 +159,13 @@ class Executor:
         """Have the accelerator's arithmetic tested, layer by layer. Raises ``WorkerError`` or ``IntegrityError``."""
         link, program = self._link, self.program
         assert link is not None
-        if PRECISIONS[link.precision].unit > PRECISIONS[program.precision].unit:
-            raise self._too_coarse(link.precision)
+        require(link.precision, program.precision, any(layer.format.exact for layer in program.layers))
         for layer, probe, geometry in zip(program.layers, self._probes, self._geometries, strict=True):
             sent = probe.input(link.input(layer.number).shape)
             np.copyto(link.input(layer.number), sent)
             link.probe(layer.number, layer.name)
             excess = probe.excess(geometry, sent, link.output(layer.number), PRECISIONS[link.precision])
-            if excess > 1:
-                raise IntegrityError(
-                    f"the accelerator says that it computes in {link.precision}, and layer {layer.name} is off by "
-                    f"{excess:.0f} times what that allows",
-                    "shadownet doctor; try another accelerator or another driver",
-                )
-
-    def _too_coarse(self, precision: str) -> WorkerError:
-        if any(layer.format.exact for layer in self.program.layers):
-            return WorkerError(
-                f"the accelerator computes in {precision}, which is too coarse: this bundle sends integers up to 2^24, "
-                "and only float32 holds them all",
-                "choose an accelerator that computes in float32; shadownet doctor lists them",
-            )
-        return WorkerError(
-            f"the accelerator computes in {precision}, which is too coarse: this bundle's masks and checks are made "
-            f"for {self.program.precision}",
-            f"choose another accelerator, or convert the model with --precision {precision} --integrity none",
-        )
+            judge(excess, link.precision, layer.name)
 
     def _compile(self, entry: Entry, known: dict[int, Shape]) -> None:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
@@ -280,7 +263,7 @@ class Executor:
     def _enter(self, lane: int, number: int, inputs: list[Array]) -> Passage:
         start = time.perf_counter()
         assert self._entry is not None
-        tensors = self._accept(self.program.entries[self._entry], inputs)
+        tensors = accept(self.program.entries[self._entry], inputs)
         return Passage(lane, number, tensors, self._take_masks(), self._choose(lane), start)
 
     def _advance(self, passage: Passage) -> bool:
@@ -324,15 +307,6 @@ class Executor:
             self.trace.work("make masks" if self.masks.made_inline > made else "take masks", start, sizes)
         return taken
 
-    @staticmethod
-    def _accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
-        tensors = dict(entry.constants)
-        for spec, value in zip(entry.inputs, inputs, strict=True):
-            if value.dtype.kind in "fc" and not _finite(value):
-                raise InputError(f"input {spec.name!r} holds values that are not finite")
-            tensors[spec.index] = value
-        return tensors
-
     def _choose(self, lane: int) -> dict[int, bool]:
         """Choose the layer calls of an inference that are checked."""
         chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
@@ -362,7 +336,7 @@ class Executor:
         assert link is not None
         if layer.residues is not None:
             return self._exact(layer, layer.residues, passage)
-        encoded, context = layer.format.encode(tensors[layer.input])
+        encoded, context = formats.encode(layer.format, tensors[layer.input])
         sent = layer.restore.shuffle(encoded)
         if layer.masked:
             sent = sent + masks.push(layer.number)
@@ -388,7 +362,7 @@ class Executor:
         """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
         link, number, tensors, masks = self._link, layer.number, passage.tensors, passage.masks
         assert link is not None
-        encoded, context = layer.format.encode(tensors[layer.input])
+        encoded, context = formats.encode(layer.format, tensors[layer.input])
         target = link.input(number)
         # What is checked is private, not read back from outside.
         sent = link.kept[0][: target.size].reshape(target.shape)
@@ -406,7 +380,7 @@ class Executor:
         """Add what the enclave keeps of a layer's weights to itself, in place."""
         if layer.private is not None:
             own, output, limbs_ = layer.private
-            (part,) = self._runtime().run(own, [0], [encoded.astype(np.float32)], [output])
+            (part,) = self._weights().run(own, [0], [encoded.astype(np.float32)], [output])
             y += limbs_.join(part) if layer.format.exact else part
 
     def _make_pad(self, layer: Layer, residues: Residues) -> Pair:
@@ -418,7 +392,7 @@ class Executor:
         digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
         residues.pop.digits.cut(natural, digits)
         # Copies: each run leaves its result where the last one was.
-        parts = [np.array(self._runtime().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
+        parts = [np.array(self._weights().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
         return push, residues.image(parts)
 
     def _make_mask(self, number: int) -> Pair:
@@ -432,7 +406,7 @@ class Executor:
         else:
             push = self._rng.normal(layer.sigma, shape)
         natural = push if order is None else push[..., np.argsort(order)]
-        (pop,) = self._runtime().run(layer.pop, [0], [natural], [layer.pop_output])
+        (pop,) = self._weights().run(layer.pop, [0], [natural], [layer.pop_output])
         if layer.format.exact:
             return push, layer.pop_limbs.join(pop)
         own = self._stretches.get(number)
@@ -442,7 +416,8 @@ class Executor:
     def nbytes(self) -> int:
         """What the enclave holds of its own: weights and plan, masks, buffers; not LiteRT's, not Python's."""
         layers = self.program.layers
-        own = len(self.program.model) + self.masks.held + (self._link.nbytes if self._link else 0)
+        own = len(self.program.model) + len(self.program.linear)
+        own += self.masks.held + (self._link.nbytes if self._link else 0)
         own += sum(array.nbytes for layer in layers for array in layer.restore.to_blobs().values())
         stretches = {id(s): s for action, _ in self._actions if isinstance(action, list) for s in action}
         return own + sum(s.nbytes for s in stretches.values())
@@ -454,6 +429,20 @@ class Executor:
     def _runtime(self) -> TrustedModel:
         assert self._trusted is not None
         return self._trusted
+
+    def _weights(self) -> TrustedModel:
+        assert self._true is not None
+        return self._true
+
+
+def accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
+    """What an inference begins with, by tensor. Raises ``InputError`` for inputs that are not finite."""
+    tensors = dict(entry.constants)
+    for spec, value in zip(entry.inputs, inputs, strict=True):
+        if value.dtype.kind in "fc" and not _finite(value):
+            raise InputError(f"input {spec.name!r} holds values that are not finite")
+        tensors[spec.index] = value
+    return tensors
 
 
 def _finite(value: Array) -> bool:

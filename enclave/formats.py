@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,22 +12,30 @@ from shadownet.wire.errors import BundleError, InputError
 
 Array = np.ndarray[Any, Any]
 
+FLOAT32 = np.dtype(np.float32)
 MASK_BOUND = 256  # integer activation masks are uniform in [-256, 256], as wide as the activations themselves
 
 
 class Format(Protocol):
-    """``encode`` gives what crosses (before the mask) and a context; ``decode`` finishes the restored result.
+    """``measure`` a whole tensor, ``quantise`` it or a part of it to what crosses (before the mask), and ``decode``
+    what was restored; the last two need what was measured.
 
     ``exact``: what crosses are integers, and sums must be restored exactly. ``residual`` is the id of a tensor that
-    ``decode`` adds, -1 for none.
+    ``decode`` adds, -1 for none. ``scope`` is what belongs together when measuring: the "tensor", an "image" (its first
+    dimension), or nothing beyond a "row". ``dtype`` is that of the result.
     """
 
     @property
     def exact(self) -> bool: ...
     @property
     def residual(self) -> int: ...
+    @property
+    def scope(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
-    def encode(self, x: Array) -> tuple[Array, Any]: ...
+    def measure(self, x: Array) -> Any: ...
+    def quantise(self, x: Array, context: Any) -> Array: ...
     def decode(self, y: Array, context: Any, residual: Array | None = None) -> Array: ...
 
 
@@ -67,9 +76,14 @@ class Float:
     residual: int
     second: Activation
     exact: bool = False
+    scope: str = "row"
+    dtype: np.dtype[Any] = FLOAT32
 
-    def encode(self, x: Array) -> tuple[Array, None]:
-        return x, None
+    def measure(self, x: Array) -> None:
+        return None
+
+    def quantise(self, x: Array, context: None) -> Array:
+        return x
 
     def decode(self, y: Array, context: None, residual: Array | None = None) -> Array:
         if self.bias is not None:
@@ -89,23 +103,29 @@ class Fixed:
     """
 
     exact = True
+    scope = "tensor"
+    dtype = FLOAT32
 
     def __init__(self, scale: Array, levels: int, epilogue: Float) -> None:
         self._scale, self._levels, self._epilogue = scale.astype(np.float64), levels, epilogue
         self.residual = epilogue.residual
 
-    def encode(self, x: Array) -> tuple[Array, float]:
-        """Integers (float64) in [-levels, levels], and the size of a step. Raises ``InputError`` unless finite."""
+    def measure(self, x: Array) -> float:
+        """The largest magnitude. Raises ``InputError`` unless it is finite."""
         largest = float(max(x.max(initial=0), -x.min(initial=0)))
         if not np.isfinite(largest):
             raise InputError("the model's activations are not finite on this input")
+        return largest
+
+    def quantise(self, x: Array, context: float) -> Array:
+        """Integers (float64) in [-levels, levels]."""
         # In float64 the largest value becomes exactly ``levels``, however small it is.
-        q = np.multiply(x, self._levels / largest if largest else 0.0, dtype=np.float64)
-        return np.rint(q, out=q), largest / self._levels
+        q = np.multiply(x, self._levels / context if context else 0.0, dtype=np.float64)
+        return np.rint(q, out=q)
 
     def decode(self, y: Array, context: float, residual: Array | None = None) -> Array:
         out = np.empty(y.shape, np.float32)
-        np.multiply(y, self._scale * context, out=out, casting="same_kind")  # in float64, rounded once
+        np.multiply(y, self._scale * (context / self._levels), out=out, casting="same_kind")  # in float64, rounded once
         return self._epilogue.decode(out, None, residual)
 
 
@@ -116,14 +136,18 @@ class Integer:
 
     exact = True
     residual = -1
+    scope = "row"
 
     def __init__(self, bias: Array | None, multiplier: Array, zero_in: int, zero_out: int, low: int, high: int,
                  dtype: str) -> None:  # fmt: skip
         self._bias, self._multiplier, self._zero_in, self._zero_out = bias, multiplier, zero_in, zero_out
-        self._low, self._high, self._dtype = low, high, np.dtype(dtype)
+        self._low, self._high, self.dtype = low, high, np.dtype(dtype)
 
-    def encode(self, x: Array) -> tuple[Array, None]:
-        return x.astype(np.float32) - np.float32(self._zero_in), None
+    def measure(self, x: Array) -> None:
+        return None
+
+    def quantise(self, x: Array, context: None) -> Array:
+        return x.astype(np.float32) - np.float32(self._zero_in)
 
     def decode(self, y: Array, context: None, residual: Array | None = None) -> Array:
         if self._bias is not None:
@@ -131,7 +155,7 @@ class Integer:
         scaled = y.astype(np.float32) * self._multiplier
         # Clamped before rounding, so that no value leaves the integer range.
         np.clip(scaled, np.float32(self._low - self._zero_out), np.float32(self._high - self._zero_out), out=scaled)
-        return (np.rint(scaled) + np.float32(self._zero_out)).astype(self._dtype)
+        return (np.rint(scaled) + np.float32(self._zero_out)).astype(self.dtype)
 
 
 class Hybrid:
@@ -141,11 +165,14 @@ class Hybrid:
 
     exact = True
     residual = -1
+    dtype = FLOAT32
 
     def __init__(self, bias: Array | None, scale: Array, inner: int, activation: Activation) -> None:
         self._bias, self._scale, self._inner, self._activation = bias, scale, inner, activation
+        self.scope = "image" if inner == 3 else "row"
 
-    def encode(self, x: Array) -> tuple[Array, Array]:
+    def measure(self, x: Array) -> tuple[Array, Array]:
+        """Each row's factor and zero point, [..., 1, 1, 1]."""
         one, low, high = np.float32(1), np.float32(-128), np.float32(127)
         rows = x.reshape(int(np.prod(x.shape[: x.ndim - self._inner])), -1)
         least = np.minimum(rows.min(axis=1), np.float32(0))
@@ -155,21 +182,31 @@ class Hybrid:
         factor = np.where(np.isfinite(factor), factor, one)  # a row of nothing, or next to it, becomes zeros
         a, b = least * factor, most * factor
         zero = np.where((low + a) + (high + b) > 0, low - a, high - b)
-        zero = np.rint(np.clip(zero, low, high))[:, None]
-        q = np.clip(np.rint(rows * factor[:, None]) + zero, low, high) - zero
         shape = x.shape[: x.ndim - self._inner] + (1,) * self._inner
-        return q.reshape(x.shape), (one / factor).reshape(shape)
+        return factor.reshape(shape), np.rint(np.clip(zero, low, high)).reshape(shape)
 
-    def decode(self, y: Array, context: Array, residual: Array | None = None) -> Array:
-        if context.ndim != y.ndim:  # a dense layer that flattens its input to rows
-            context = context.reshape(-1, 1)
-        out = y.astype(np.float32) * context * self._scale
+    def quantise(self, x: Array, context: tuple[Array, Array]) -> Array:
+        factor, zero = context
+        quantised: Array = np.clip(np.rint(x * factor) + zero, np.float32(-128), np.float32(127)) - zero
+        return quantised
+
+    def decode(self, y: Array, context: tuple[Array, Array], residual: Array | None = None) -> Array:
+        step = np.float32(1) / context[0]
+        if step.ndim != y.ndim:  # a dense layer that flattens its input to rows
+            step = step.reshape(-1, 1)
+        out = y.astype(np.float32) * step * self._scale
         if self._bias is not None:
             out += self._bias
         return self._activation.apply(out.astype(np.float32))
 
 
-def create(record: dict[str, Any], blobs: dict[str, Array]) -> Format:
+def encode(format_: Format, x: Array) -> tuple[Array, Any]:
+    """A whole tensor as it crosses, before the mask, and what was measured of it."""
+    context = format_.measure(x)
+    return format_.quantise(x, context), context
+
+
+def create(record: dict[str, Any], blobs: Mapping[str, Array]) -> Format:
     """Build the format of a layer's record. Raises ``KeyError`` or ``BundleError`` for one that is none."""
 
     def blob(name: str) -> Array | None:

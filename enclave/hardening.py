@@ -8,6 +8,7 @@ import resource
 
 from shadownet.wire.errors import WorkerError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
@@ -20,11 +21,20 @@ def drop_privileges() -> None:
     os.environ.clear()
 
 
-def limit_memory(budget: int) -> None:
-    """Allow ``budget`` bytes of address space beyond what the process has mapped now (Python and libraries)."""
+def mapped_bytes() -> int:
+    """Address space that this process has mapped: at the start, Python and libraries."""
     with open("/proc/self/statm") as file:
-        baseline = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (baseline + budget, baseline + budget))
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def limit_memory(size: int) -> None:
+    """Allow ``size`` bytes of address space, for good. Arrays that are freed go back to the system at once from now on,
+    so that what is mapped is what is held."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 16)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def resident_bytes() -> int:

@@ -112,7 +112,7 @@ class Geometry:
         for ky in range(self.public.kernel[0]):
             for kx in range(self.public.kernel[1]):
                 taps = filters[:, ky, kx].astype(np.float64).T
-                rows, columns = self._reach(0, ky), self._reach(1, kx)
+                rows, columns = self.meets(0, ky), self.meets(1, kx)
                 if self.public.kind == "TRANSPOSE_CONV":
                     out[:, rows[1], columns[1]] += x[:, rows[0], columns[0]] @ taps
                 else:
@@ -145,7 +145,7 @@ class Geometry:
             met, hits = at * stride + start, np.ones(len(at), bool)
         return np.where(hits & (met >= 0) & (met < self.source[1 + axis]), met, -1)
 
-    def _reach(self, axis: int, tap: int) -> tuple[slice, slice]:
+    def meets(self, axis: int, tap: int) -> tuple[slice, slice]:
         """Indices that stay inside: (along the side with the smaller steps' count, what they meet on the other)."""
         stride, dilation = self.public.stride[axis], self.public.dilation[axis]
         transposed = self.public.kind == "TRANSPOSE_CONV"
@@ -166,21 +166,34 @@ class Checker:
             weights = public.weights(content)
         except ValueError:
             raise BundleError("the bundle's plan does not fit its public model", "convert the model again") from None
-        self.public, self.exact = public, exact
         slots = weights.shape[-1]
+        self._draw(public, slots, exact, rng)
+        if exact:
+            self._settle(self._fold(np.rint(weights).astype(np.int64)), np.empty(0))
+        else:
+            norms = np.square(weights, dtype=np.float64).sum(axis=(0, 1, 2))
+            self._settle(self._fold(weights.astype(np.float64)), norms)
+
+    def _draw(self, public: Public, slots: int, exact: bool, rng: Rng) -> None:
+        """Draw the vectors of a layer with ``slots`` public filters."""
+        self.public, self.exact = public, exact
         if exact:
             self.vectors = rng.integers(0, Q, (VECTORS, slots))
-            self.filters = _centred(self._fold(np.rint(weights).astype(np.int64)))
         else:
             magnitude = rng.uniform(0.5, 1.0, (VECTORS, slots)) * rng.signs(VECTORS * slots).reshape(VECTORS, slots)
             self.vectors = (magnitude * 0.5 ** math.ceil(math.log2(slots))).astype(np.float32)
-            self.filters = self._fold(weights.astype(np.float64)).astype(np.float32)
-            norms = np.square(weights, dtype=np.float64).sum(axis=(0, 1, 2))
-            size = math.sqrt(float((np.square(self.vectors, dtype=np.float64) * norms).sum(axis=1).max()))
-            taps = math.prod(self.filters.shape[1:3])
-            terms = taps * self.filters.shape[3] + slots
-            self.tolerance = KAPPA * FLOAT32.unit * math.sqrt(terms * taps) * size  # in units of a position's norm
-            self.least = 4 * terms * FLOAT32.least
+
+    def _settle(self, folded: Array, norms: Array) -> None:
+        """Take over s W [v, kh, kw, channels] and, in float layers, set the tolerance by the filters' squared norms."""
+        if self.exact:
+            self.filters = _centred(folded)
+            return
+        self.filters = folded.astype(np.float32)
+        size = math.sqrt(float((np.square(self.vectors, dtype=np.float64) * norms).sum(axis=1).max()))
+        taps = math.prod(self.filters.shape[1:3])
+        terms = taps * self.filters.shape[3] + norms.size
+        self.tolerance = KAPPA * FLOAT32.unit * math.sqrt(terms * taps) * size  # in units of a position's norm
+        self.least = 4 * terms * FLOAT32.least
 
     def _fold(self, weights: Array) -> Array:
         """s W: [v, kh, kw, channels]. Each group's filters see its own channels only."""

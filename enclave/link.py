@@ -51,11 +51,12 @@ class Accelerator:
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
-    def open(self, layers: list[dict[str, Any]], lanes: int = 1) -> None:
+    def open(self, layers: list[dict[str, Any]], lanes: int = 1, buffers: bool = True) -> None:
         """Agree on shapes: each layer has ``signature``, ``input`` and ``output`` (float32 shapes).
 
         Layers take turns with two input and two output regions. A second lane has regions of its own; its layers
-        follow those of the first. ``precision`` is what the accelerator says of itself. Raises ``WorkerError``.
+        follow those of the first. Without ``buffers`` there is no private memory, and answers are not :meth:`read`.
+        ``precision`` is what the accelerator says of itself. Raises ``WorkerError``.
         """
         self._layer_count = len(layers)
         self._names = [str(layer["signature"]) for layer in layers]
@@ -107,7 +108,7 @@ class Accelerator:
             (arena.array(at[0], i, np.float32), arena.array(at[1], o, np.float32))
             for (i, o), at in zip(shapes, self._offsets, strict=True)
         ]
-        sent, answered = (max(column, default=0) // 4 for column in sizes)
+        sent, answered = (max(column, default=0) // 4 if buffers else 0 for column in sizes)
         self.private = np.empty(answered, np.float32)
         self._lanes, self._plans = (native.Lane * lanes)(), [None] * lanes
         self.kept = [np.empty(sent, np.float32) for _ in range(lanes)]
@@ -121,9 +122,9 @@ class Accelerator:
         if answer.get("ok") is not True:
             self._refuse("failed", name)
 
-    def refuse(self, name: str) -> None:
-        """Raise the error for an answer that failed its check."""
-        self._refuse("not right", name)
+    def refuse(self, name: str, outcome: str = "not right") -> None:
+        """Raise the error for an answer that failed its check (or is "not finite")."""
+        self._refuse(outcome, name)
 
     def of_lane(self, layer: int, lane: int) -> int:
         """The number under which the accelerator has a layer of this lane."""

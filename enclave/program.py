@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Limbs:
 
 @dataclass(frozen=True)
 class Layer:
-    """An outsourced linear layer. ``pop`` is its subgraph in the trusted model (input tensor 0).
+    """An outsourced linear layer. ``pop`` is its subgraph among the true weights (input tensor 0).
 
     ``residues`` says how it runs in Z_p, for exact activations; then ``limbs``, ``pop_limbs`` and ``sigma`` are unused.
     """
@@ -89,7 +90,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything in a sealed half. ``model`` is the trusted model, b"" if there is none.
+    """Everything in a sealed half. ``model`` has the trusted segments, ``linear`` the true weights of layers that are
+    outside: two models, b"" where there is none.
 
     ``checked`` is the share of layer calls whose answers are checked, 0 to 1; ``stateful`` programs remember something
     from one inference to the next; ``precision`` is the coarsest in which the accelerator may compute.
@@ -98,6 +100,7 @@ class Program:
     layers: list[Layer]
     entries: dict[int, Entry]
     model: bytes
+    linear: bytes
     checked: float
     stateful: bool
     precision: str
@@ -106,20 +109,26 @@ class Program:
     def parse(cls, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Program:
         """Raises ``BundleError`` for what is no program."""
         try:
-            layers = [_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
-            entries = {int(key): _entry(entry, blobs, layers) for key, entry in record["entries"].items()}
-            checked = float(record["checked"])
-            if not 0 <= checked <= 1:
-                raise ValueError("no share of layer calls")
-            precision = str(record.get("precision", "float32"))
-            if precision not in PRECISIONS:
-                raise ValueError("no precision")
-            return cls(layers, entries, blobs["trusted"].tobytes(), checked, bool(record["stateful"]), precision)
+            layers = [parse_layer(k, layer, blobs, mask_input) for k, layer in enumerate(record["layers"])]
+            entries = {int(key): parse_entry(entry, blobs, layers) for key, entry in record["entries"].items()}
+            checked, precision = parse_demands(record)
+            models = blobs["trusted"].tobytes(), blobs["linear"].tobytes()
+            return cls(layers, entries, *models, checked, bool(record["stateful"]), precision)
         except (KeyError, TypeError, ValueError, IndexError, InputError):
             raise BundleError("the sealed half holds no program that can be read", "convert the model again") from None
 
 
-def _layer(number: int, record: dict[str, Any], blobs: dict[str, Array], mask_input: bool) -> Layer:
+def parse_demands(record: dict[str, Any]) -> tuple[float, str]:
+    """What a program asks of the accelerator: (share of answers that is checked, coarsest precision).
+
+    Raises ``KeyError`` or ``ValueError``."""
+    checked, precision = float(record["checked"]), str(record.get("precision", "float32"))
+    if not 0 <= checked <= 1 or precision not in PRECISIONS:
+        raise ValueError("no share of layer calls, or no precision")
+    return checked, precision
+
+
+def parse_layer(number: int, record: dict[str, Any], blobs: Mapping[str, Array], mask_input: bool) -> Layer:
     restore = Restore.from_blobs({name: blobs[blob] for name, blob in record["restore"].items()})
     if restore.slot.max() >= int(record["slots"]):
         raise ValueError("a lookup outside the answer")
@@ -152,7 +161,7 @@ def _private(record: dict[str, Any] | None) -> tuple[int, int, Limbs] | None:
     return int(record["subgraph"]), int(record["output"]), Limbs(*(int(v) for v in record["limbs"]))
 
 
-def _entry(record: dict[str, Any], blobs: dict[str, Array], layers: list[Layer]) -> Entry:
+def parse_entry(record: dict[str, Any], blobs: Mapping[str, Array], layers: Sequence[Any]) -> Entry:
     steps: list[Segment | Layer] = []
     for step in record["steps"]:
         if "layer" in step:

@@ -70,3 +70,11 @@ class Rng:
     def signs(self, count: int) -> Array:
         """float64 vector of +1 and -1."""
         return 1.0 - 2.0 * (np.frombuffer(self.bytes(count), np.uint8) & 1)
+
+
+class Stream(Rng):
+    """The same from one seed: draws are repeated by another stream of the same ``seed`` (32 bytes) and ``number``."""
+
+    def __init__(self, seed: bytes, number: int) -> None:
+        self._cipher = AES.new(seed, AES.MODE_CTR, nonce=number.to_bytes(8, "big"))
+        self._left = 1 << 62  # AES-CTR's counter ends far beyond any tensor: it is never keyed again

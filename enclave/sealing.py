@@ -18,10 +18,10 @@ from enclave.freshness import MAX_SERIAL
 from shadownet.wire.errors import BundleError
 
 MAGIC, VERSION = b"SHADOWNT", 2
-CHUNK = 16 << 20
+CHUNK = 1 << 18  # an enclave with little memory reads them one by one
 MAX_HEADER, MAX_SIZE = 4096, 1 << 34
 _FIXED = struct.Struct("<8sHH")
-_TAG = 16
+TAG = 16
 
 MANIFEST, ACCELERATOR, SEALED = "manifest.json", "accelerator.tflite", "enclave.sealed"
 REFUSED = "the bundle cannot be opened: the key is not the one it was sealed for, or a file was changed"
@@ -68,12 +68,12 @@ def seal(
         bundle, file_sha256(public / MANIFEST), file_sha256(accelerator) if accelerator.exists() else None,
         os.urandom(32).hex(), CHUNK, len(plaintext), *version,
     )  # fmt: skip
-    aad, key = header.encode(), _derive(device_key, header.salt)
+    aad, key = header.encode(), derive(device_key, header.salt)
     view = memoryview(plaintext)
     with open(path, "xb", opener=_private) as file:
         file.write(aad)
         for number, start in enumerate(range(0, len(view), CHUNK)):
-            cipher = _cipher(key, number, start + CHUNK >= len(view), aad)
+            cipher = cipher_of(key, number, start + CHUNK >= len(view), aad)
             ciphertext, tag = cipher.encrypt_and_digest(view[start : start + CHUNK])
             file.write(ciphertext)
             file.write(tag)
@@ -89,18 +89,21 @@ def unseal(directory: Path, device_key: bytes) -> tuple[Header, bytearray]:
     try:
         with open(directory / SEALED, "rb") as file:
             header, aad = read_header(file)
-            plaintext = _decrypt(file, header, aad, _derive(device_key, header.salt))
+            plaintext = _decrypt(file, header, aad, derive(device_key, header.salt))
         if file_sha256(directory / MANIFEST) != header.manifest:
             raise BundleError(REFUSED)
         if header.accelerator is not None and file_sha256(directory / ACCELERATOR) != header.accelerator:
             raise BundleError(REFUSED)
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one"
-        ) from None
     except OSError as error:
-        raise BundleError(f"the bundle cannot be read: {error.strerror or error}") from None
+        raise unreadable(error) from None
     return header, plaintext
+
+
+def unreadable(error: OSError) -> BundleError:
+    """The error for a bundle whose files cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return BundleError(f"the bundle has no {Path(error.filename).name}", "is this a bundle? convert makes one")
+    return BundleError(f"the bundle cannot be read: {error.strerror or error}")
 
 
 def public_half(directory: Path, header: Header) -> bytes:
@@ -108,7 +111,7 @@ def public_half(directory: Path, header: Header) -> bytes:
     try:
         content = (directory / ACCELERATOR).read_bytes()
     except OSError as error:
-        raise BundleError(f"the bundle cannot be read: {error.strerror or error}") from None
+        raise unreadable(error) from None
     if hashlib.sha256(content).hexdigest() != header.accelerator:
         raise BundleError(REFUSED)
     return content
@@ -148,16 +151,13 @@ def _parse_header(body: bytes) -> Header:
 
 
 def _decrypt(file: BinaryIO, header: Header, aad: bytes, key: bytes) -> bytearray:
-    chunks = -(-header.size // header.chunk)
-    body = os.fstat(file.fileno()).st_size - len(aad)
-    if body != header.size + chunks * _TAG:  # before anything of that size is allocated
-        raise BundleError(REFUSED)
+    chunks = check_size(file, header, aad)
     out = bytearray(header.size)
     for number in range(chunks):
         start = number * header.chunk
         size = min(header.chunk, header.size - start)
-        data, tag = file.read(size), file.read(_TAG)
-        cipher = _cipher(key, number, number == chunks - 1, aad)
+        data, tag = file.read(size), file.read(TAG)
+        cipher = cipher_of(key, number, number == chunks - 1, aad)
         try:
             cipher.decrypt(data, output=memoryview(out)[start : start + size])
             cipher.verify(tag)
@@ -166,21 +166,29 @@ def _decrypt(file: BinaryIO, header: Header, aad: bytes, key: bytes) -> bytearra
     return out
 
 
-def _derive(device_key: bytes, salt: str) -> bytes:
+def check_size(file: BinaryIO, header: Header, aad: bytes) -> int:
+    """The number of chunks. Raises ``BundleError`` for a file of another size, before anything is allocated for it."""
+    chunks = -(-header.size // header.chunk)
+    if os.fstat(file.fileno()).st_size - len(aad) != header.size + chunks * TAG:
+        raise BundleError(REFUSED)
+    return chunks
+
+
+def derive(device_key: bytes, salt: str) -> bytes:
     key = HKDF(device_key, 32, bytes.fromhex(salt), SHA256, context=b"shadownet/seal/v1")
     assert isinstance(key, bytes)
     return key
 
 
-def _cipher(key: bytes, number: int, last: bool, aad: bytes) -> Any:
-    cipher = AES.new(key, AES.MODE_GCM, nonce=number.to_bytes(11, "big") + bytes([last]), mac_len=_TAG)
+def cipher_of(key: bytes, number: int, last: bool, aad: bytes) -> Any:
+    cipher = AES.new(key, AES.MODE_GCM, nonce=number.to_bytes(11, "big") + bytes([last]), mac_len=TAG)
     cipher.update(aad)
     return cipher
 
 
 def load_libraries() -> None:
     """Use everything once: pycryptodome loads its libraries late, which a memory limit could prevent."""
-    _cipher(_derive(bytes(32), "00" * 32), 0, True, b"").encrypt_and_digest(b"")
+    cipher_of(derive(bytes(32), "00" * 32), 0, True, b"").encrypt_and_digest(b"")
 
 
 def _private(path: str, flags: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from shadownet.quantized import Bits, Numbers, constants, numbers
 from shadownet.relatives import against, factored
 from shadownet.wire.errors import InputError
 from shadownet.wire.precision import mask_share
+from shadownet.wire.tensors import DTYPES
 
 Array = np.ndarray[Any, Any]
 
@@ -69,7 +72,8 @@ class Lowering:
             f"Public half of a shadownet bundle ({scheme.name}): all that the accelerator, and so an attacker, has of "
             "the weights. One signature per outsourced layer; the enclave sends x and takes y."
         )
-        self._trusted = ModelWriter("trusted half of a shadownet bundle")
+        self._trusted = ModelWriter("trusted half of a shadownet bundle: segments")
+        self._linear = ModelWriter("trusted half of a shadownet bundle: true weights")
         self._blobs: dict[str, Array] = {}
         self._layers: list[dict[str, Any]] = []
         self._described: list[dict[str, Any]] = []
@@ -95,7 +99,8 @@ class Lowering:
         }
         has_trusted = bool(self._trusted.model.subgraphs)
         trusted = content if not everything else self._trusted.finish() if has_trusted else b""
-        self._blobs["trusted"] = np.frombuffer(trusted, np.uint8)
+        linear = self._linear.finish() if everything else b""
+        self._blobs["trusted"], self._blobs["linear"] = (np.frombuffer(model, np.uint8) for model in (trusted, linear))
         program = {
             "checked": self._checked,
             "precision": self._precision,
@@ -112,6 +117,11 @@ class Lowering:
             layer["public"]["parts"] = [
                 [at, shape, used] for (at, shape), (used, _) in zip(parts, layer["public"].pop("tiles"), strict=True)
             ]
+        own = weight_parts(linear)
+        for layer in self._layers:
+            layer["weights"] = own[layer["pop"]]
+            if layer["private"] is not None:
+                layer["private"]["weights"] = own[layer["private"]["subgraph"]]
         return Lowered(accelerator, program, self._blobs, self._described)
 
     def _layer(self, part: Partition, lin: LinearOp, folded: dict[int, Array], rms: float, last_dense: bool) -> None:
@@ -131,7 +141,7 @@ class Lowering:
         tiles = tiling.choose(crossing, slots) if self._scheme.tuned else [(slots, 1)]
         x, y = tiling.emit(crossing, target, lin.weights_from(cut.public), tiles)
         self._public.signature(name, target, {"x": x}, {"y": y})
-        trusted = self._trusted.subgraph(f"{name}_pop")
+        trusted = self._linear.subgraph(f"{name}_pop")
         _, pop_output = lin.emit(trusted, lin.weights_from(cut.true))
         mask = self._scheme.mask
         maskable = mask is not None or self._bits is not None
@@ -142,6 +152,7 @@ class Lowering:
                 "signature": name,
                 "input": lin.input,
                 "output": lin.result,
+                "shapes": [list(lin.input_shape), list(lin.output_shape)],
                 "slots": slots,
                 "sigma": mask.sigma(rms) * mask_share(self._precision) if mask else 0.0,
                 "maskable": maskable,
@@ -177,7 +188,7 @@ class Lowering:
 
     def _private(self, name: str, lin: LinearOp, values: Numbers, difference: Array) -> dict[str, Any]:
         """Write the enclave's own part of a layer: factored where that is less work and within the tolerance."""
-        graph = self._trusted.subgraph(f"{name}_private")
+        graph = self._linear.subgraph(f"{name}_private")
         if values.exact and values.record["kind"] != "fixed":
             cut, *limbs = split(difference, values.largest)
             _, output = lin.emit(graph, lin.weights_from(cut))
@@ -274,6 +285,7 @@ class Lowering:
             "subgraph": graph.index,
             "inputs": [[t, t] for t in graph.inputs],
             "outputs": [[t, t] for t in made],
+            **_sizes(part, range(len(graph.tensors)), made),
         }
         return {"inputs": specs[0], "outputs": specs[1], "steps": [step], "constants": {}}
 
@@ -301,6 +313,7 @@ class Lowering:
             "subgraph": target.index,
             "inputs": [[t, mapping[t]] for t in step.inputs],
             "outputs": [[t, mapping[t]] for t in step.outputs],
+            **_sizes(part, touched, step.outputs),
         }
 
     def _pool_then_join(
@@ -339,6 +352,21 @@ def _label(graph: SubgraphWriter, layer: str, masked: bool) -> None:
     known = {"x": "x_masked" if masked else "x", "y": "y_to_restore", "weights": "weights_public"}
     for tensor in graph.raw.tensors:
         tensor.name = f"{layer}/{known.get(tensor.name, tensor.name)}"
+
+
+def _sizes(part: Partition, touched: Iterable[int], made: list[int]) -> dict[str, Any]:
+    """What a segment takes: bytes of the tensors that it computes with, and of each of its outputs.
+
+    Tensors whose shape is known only at run time count nothing, and neither do those of subgraphs that it calls.
+    """
+
+    def size(t: int) -> int:
+        tensor = part.graph.tensors[t]
+        item = DTYPES[tensor.dtype].itemsize if tensor.dtype in DTYPES else 0
+        return item * math.prod(part.shapes.shape[t])
+
+    computed = [t for t in touched if not part.graph.tensors[t].is_constant]
+    return {"tensors": sum(map(size, computed)), "sizes": [size(t) for t in made]}
 
 
 def _stateful(graph: Subgraph) -> bool:

@@ -63,7 +63,7 @@ def _error(
     )
     record = values.record | {name: name for name in ("scale", "bias") if name in values.blobs}
     format_ = formats.create(record | {"first": lin.epilogue.first.to_json()}, values.blobs)
-    encoded, context = format_.encode(sample)
+    encoded, context = formats.encode(format_, sample)
     expected = reference.probe(models[0], sample)
     answer = reference.probe(models[1], np.ascontiguousarray(encoded, np.float32))
     if expected is None or answer is None:

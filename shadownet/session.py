@@ -82,7 +82,9 @@ class Session:
             for process in self._processes:  # whatever ends the enclave ends the accelerator
                 fds.append(os.pidfd_open(process.pid))
                 command += ["--kill", str(fds[-1])]
-            self._processes.append(_start(command, *fds))
+            # With little memory it has one thread, as a trusted application has.
+            single = {"OPENBLAS_NUM_THREADS": "1"} if enclave_memory else {}
+            self._processes.append(_start(command, *fds, **single))
             for fd in fds[2:]:
                 os.close(fd)
         self._channel = Channel(ours, "enclave")
@@ -257,11 +259,11 @@ class Session:
         return error
 
 
-def _start(command: list[str], *fds: int) -> subprocess.Popen[bytes]:
+def _start(command: list[str], *fds: int, **variables: str) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command, pass_fds=fds, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=workers.environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=workers.environment() | variables,
             start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
         )  # fmt: skip
     except OSError as error:

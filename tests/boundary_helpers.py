@@ -231,6 +231,28 @@ def launcher(
 
 
 @contextlib.contextmanager
+def accelerator_of(bundle: Path, *options: str) -> Iterator[tuple[Accelerator, subprocess.Popen[bytes]]]:
+    """A real accelerator process for a bundle's public half, and this process's link to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "accelerator", "--enclave", str(theirs.fileno())),
+                *("--model", str(bundle / sealing.ACCELERATOR), *options),
+            ],
+            pass_fds=[theirs.fileno()], env=environment(), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    channel = Channel(ours, "accelerator")
+    try:
+        yield Accelerator(channel, 30.0, 0.0), process
+    finally:
+        channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_S)
+        end(process)
+
+
+@contextlib.contextmanager
 def enclave_here(
     bundle: Path, key: Path, record: Path, backend: str = "litert-cpu"
 ) -> Iterator[tuple[Executor, subprocess.Popen[bytes]]]:
@@ -238,26 +260,10 @@ def enclave_here(
 
     The transcript is at ``record`` when the block has ended.
     """
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "accelerator", "--enclave", str(theirs.fileno())),
-                *("--model", str(bundle / sealing.ACCELERATOR), "--record", str(record)),
-                *("--backend", backend),
-            ],
-            pass_fds=[theirs.fileno()], env=environment(), stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    channel = Channel(ours, "accelerator")
-    try:
+    with accelerator_of(bundle, "--record", str(record), "--backend", backend) as (link, process):
         program = Program.parse(*unsealed(bundle, key), False)
-        link = Accelerator(channel, 30.0, 0.0)
-        yield Executor(program, (bundle / sealing.ACCELERATOR).read_bytes(), 1, link, 1 << 30, Trace(False)), process
-    finally:
-        channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE_S)
-        end(process)
+        public = (bundle / sealing.ACCELERATOR).read_bytes()
+        yield Executor(program, public, 1, link, 1 << 30, Trace(False)), process
 
 
 def unsealed(bundle: Path, key: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -357,7 +363,7 @@ def of_owner(model: Path, bundle: Path, key: Path) -> Secrets:
     secrets.add("device key", device_key.hex().encode())
     secrets.add("device key", device_key.hex().upper().encode())
     with open(bundle / sealing.SEALED, "rb") as file:
-        secrets.add("sealing key", sealing._derive(device_key, sealing.read_header(file)[0].salt))
+        secrets.add("sealing key", sealing.derive(device_key, sealing.read_header(file)[0].salt))
     return secrets
 
 

@@ -139,11 +139,11 @@ def reader(tmp_path: Path) -> Reader:
 
 
 def test_the_readme(reader: Reader) -> None:
-    assert reader.has_a_model().reads(ROOT / "README.md", slow=False) > 10
+    assert reader.has_a_model().reads(ROOT / "README.md", slow=False) > 8
 
 
 def test_the_tutorial(reader: Reader) -> None:
-    assert reader.reads(ROOT / "docs" / "tutorial.md", slow=False) > 15
+    assert reader.reads(ROOT / "docs" / "tutorial.md", slow=False) > 12
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def sums(case: Case, scheme: Scheme, bits: Bits, ratio: float, rng: Rng) -> tupl
     record = values.record | {"residual": -1, "gain": "", "shift": ""}
     record |= {name: part.to_json() for name, part in (("first", lin.epilogue.first), ("second", lin.epilogue.second))}
     format_ = formats.create(record, values.blobs)
-    encoded, context = format_.encode(case.x)
+    encoded, context = formats.encode(format_, case.x)
     pad = residues.pad(rng, case.x.shape)
     natural = pad.copy() if hidden.restore.order is None else pad[..., np.argsort(hidden.restore.order)]
     parts = np.empty((pop.digits.count, *case.x.shape), np.float32)
@@ -140,7 +140,8 @@ def sums(case: Case, scheme: Scheme, bits: Bits, ratio: float, rng: Rng) -> tupl
     assert residues.possible(answer)
     y = residues.receive(answer, hidden.restore, image)
     want = case.linear(encoded, layout(lin, values.rows))
-    scaled = (want * (values.blobs["scale"] * context)).astype(np.float32)
+    step = context / values.record["levels"]
+    scaled = (want * (values.blobs["scale"] * step)).astype(np.float32)
     return y, want, format_.decode(y, context), finished(case, lin, scaled)
 
 
@@ -168,13 +169,13 @@ def test_inputs_are_quantised_symmetrically_whatever_their_size(x: Array) -> Non
     identity = formats.Activation("clamp", -math.inf, math.inf)
     plain = formats.Float(None, identity, None, None, -1, identity)
     fixed = formats.Fixed(np.ones(3, np.float32), 2047, plain)
-    q, step = fixed.encode(x.astype(np.float32))
+    q, largest = formats.encode(fixed, x.astype(np.float32))
     assert (q == np.rint(q)).all() and np.abs(q).max(initial=0) == (2047 if x.any() else 0)
     if x.size:
-        worst = np.abs(fixed.decode(q, step).astype(np.float64) - x.astype(np.float32)).max()
+        worst = np.abs(fixed.decode(q, largest).astype(np.float64) - x.astype(np.float32)).max()
         assert worst <= np.abs(x).max() / 4094
     with pytest.raises(InputError, match="not finite"):
-        fixed.encode(np.array([1, np.inf], np.float32))
+        fixed.measure(np.array([1, np.inf], np.float32))
 
 
 # What crosses

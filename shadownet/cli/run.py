@@ -132,6 +132,12 @@ def _report(
             for s, v in zip(specs, outputs[-1], strict=True)
         ],
     }
+    if args.enclave_memory:
+        memory = {name: stats[f"memory_{name}"] for name in ("budget", "peak", "smallest", "shared")}
+        summary["memory"] = memory | {
+            "unsealed_per_run": stats["bytes_unsealed"] // runs,
+            "unsealing_ms_per_run": 1e3 * stats["unsealing_seconds"] / runs,
+        }
     if args.json:
         as_json(summary)
         return
@@ -148,6 +154,16 @@ def _report(
     print(
         f"{runs} run{'s' if runs > 1 else ''}, median {summary['median_ms']:.2f} ms; "
         f"per run {human(crossed)}B crossed in {summary['crossings']} calls"
+    )
+    if args.enclave_memory:
+        print(_memory(summary["memory"]))
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    return (
+        f"enclave memory: at most {human(memory['peak'])}B held of {human(memory['budget'])}B, "
+        f"{human(memory['smallest'])}B would do; per run {human(memory['unsealed_per_run'])}B unsealed "
+        f"in {memory['unsealing_ms_per_run']:.1f} ms"
     )
 
 

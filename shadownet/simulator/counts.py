@@ -124,27 +124,27 @@ def of_program(record: dict[str, Any], blobs: dict[str, Array], accelerator: byt
     """Count the main entry of a sealed program (``record`` and ``blobs``) and its public model, b"" for none."""
     program = Program.parse(record, blobs, mask_input=False)
     public = parse(accelerator) if accelerator else None
-    trusted = parse(program.model) if program.model else None
+    trusted, linear = (parse(model) if model else None for model in (program.model, program.linear))
     entry = program.entries[MAIN]
     dtypes = [str(layer["format"].get("dtype", "float32")) for layer in record["layers"]]
-    steps = _held(entry, _Counter(public, trusted).steps(entry), trusted, dtypes)
-    weights = len(program.model)
+    steps = _held(entry, _Counter(public, trusted, linear).steps(entry), trusted, dtypes)
+    weights = len(program.model) + len(program.linear)
     tables = sum(blob.nbytes for blob in blobs.values()) - weights
     return Counts(steps, program.checked if program.layers else 0.0, weights, tables,
                   sum(spec.nbytes for spec in (*entry.inputs, *entry.outputs)))  # fmt: skip
 
 
 class _Counter:
-    def __init__(self, public: Graph | None, trusted: Graph | None) -> None:
-        self._public, self._trusted = public, trusted
+    def __init__(self, public: Graph | None, trusted: Graph | None, linear: Graph | None) -> None:
+        self._public, self._trusted, self._linear = public, trusted, linear
         self._places = {s.key: s.subgraph for s in public.signatures} if public else {}
 
     def steps(self, entry: Entry) -> list[Step]:
         return [self._segment(s) if isinstance(s, Segment) else self._layer(s) for s in entry.steps]
 
     def _inside(self, subgraph: int) -> tuple[Work, ...]:
-        assert self._trusted is not None
-        return work_of(self._trusted.subgraphs[subgraph])
+        assert self._linear is not None
+        return work_of(self._linear.subgraphs[subgraph])
 
     def _segment(self, segment: Segment) -> Step:
         assert self._trusted is not None
@@ -152,7 +152,7 @@ class _Counter:
         return Step(f"segment {segment.subgraph}", enclave=work_of(graph), arena=peak(graph))
 
     def _layer(self, layer: Layer) -> Step:
-        assert self._public is not None and self._trusted is not None
+        assert self._public is not None
         graph = self._public.subgraphs[self._places[layer.name]]
         (source,), (target,) = (([graph.tensors[t].shape for t in side]) for side in (graph.inputs, graph.outputs))
         sent, received = math.prod(source), math.prod(target)
@@ -167,8 +167,8 @@ class _Counter:
 
     def _masked(self, step: Step, layer: Layer, inputs: int, positions: int) -> Step:
         """Add a layer's mask pair: push and pop mask are float64 in Z_p, and sums of limbs are float64, too."""
-        assert self._trusted is not None
-        graph = self._trusted.subgraphs[layer.pop]
+        assert self._linear is not None
+        graph = self._linear.subgraphs[layer.pop]
         channels = graph.tensors[layer.pop_output].shape[-1]
         if layer.residues is not None:
             runs, push = layer.residues.pop.digits.count, 8 * inputs
