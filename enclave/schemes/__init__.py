@@ -25,7 +25,7 @@ _HINT = "it should set SCHEME; see docs/adding_a_scheme.md"
 
 __all__ = [
     "ALIASES", "FAMILIES", "SCHEMES", "Claims", "LayerWeights", "MaskRule", "Obfuscated", "Place", "Plain", "Scheme",
-    "every", "get",
+    "admitted", "every", "get",
 ]  # fmt: skip
 
 
@@ -65,3 +65,14 @@ def _from_file(path: Path) -> Scheme:
     if not isinstance(scheme, Scheme):
         raise InputError(f"{path} defines no scheme: SCHEME lacks members of one", _HINT)
     return scheme
+
+
+def admitted(scheme: Scheme, activations: str, integrity: str) -> tuple[str, ...]:
+    """What a bundle with these options does not protect."""
+    # What is known against activations is known against float masks.
+    leaks = tuple(leak for leak in scheme.leaks if activations == "float" or not leak.startswith("activations:"))
+    if integrity == "none":
+        return (*leaks, "results: nothing checks answers beyond being finite (A14); labels then leak weights (A18)")
+    if integrity.startswith("spot"):
+        return (*leaks, "results: an answer that is not checked may be wrong (A14)")
+    return leaks

@@ -153,7 +153,10 @@ def _weaknesses(cells: Sequence[Cell]) -> str:
             and (found := _values(c, "recovered"))
         ]
         worst = max(values, default=(0.0, "no attack", "any model"))
-        admitted = schemes.get(name.partition("+")[0]).leaks
+        plain, *options = name.split("+")
+        scheme = schemes.get(plain)
+        activations = "exact" if "exact" in options else scheme.activations
+        admitted = schemes.admitted(scheme, activations, "none" if "unchecked" in options else "full")
         text = f"- **{name}**: {worst[1]} recovers {worst[0]:.1%} of the outsourced filters of {worst[2]}."
         lines.append((worst[0], "\n".join([text, *(f"  - admitted: {leak}" for leak in admitted)])))
     return "\n".join(text for _, text in sorted(lines, key=lambda line: -line[0]))

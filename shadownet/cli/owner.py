@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from enclave.schemes import Scheme
+from enclave.schemes import admitted
 from shadownet.cli.output import as_json, human, table
 from shadownet.wire.paths import resolve_key
 from shadownet.wire.precision import mask_share
@@ -87,14 +87,3 @@ def schemes(args: argparse.Namespace) -> None:
         "\nVariants: darknetz:firstK, darknetz:lastK, groupcover:G, mix:G. Every scheme but none and tee runs with\n"
         "float or exact activations. No static scheme hides weights from someone who has a public relative of it."
     )
-
-
-def admitted(scheme: Scheme, activations: str, integrity: str) -> tuple[str, ...]:
-    """What a bundle with these options does not protect."""
-    # What is known against activations is known against float masks.
-    leaks = tuple(leak for leak in scheme.leaks if activations == "float" or not leak.startswith("activations:"))
-    if integrity == "none":
-        return (*leaks, "results: nothing checks answers beyond being finite (A14); labels then leak weights (A18)")
-    if integrity.startswith("spot"):
-        return (*leaks, "results: an answer that is not checked may be wrong (A14)")
-    return leaks
