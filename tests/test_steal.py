@@ -183,6 +183,13 @@ def test_weights_in_fixed_point_are_stolen_with_a_public_relative(
     assert got.stolen.fidelity > least > got.black_box.fidelity and got.fitted == "biases"
 
 
+def test_a_transcript_of_pads_is_of_no_use(bundled: Any, data: bench.Data) -> None:
+    path = VICTIMS / "mlp_scratch.tflite"
+    got = steal(bundled(path, activations="exact", runs=4), Network(skeleton(path.read_bytes())))
+    assert {piece.order for piece in got.pieces} == {"unknown", "natural"}
+    assert (got.network.classify(data.x) == data.y).mean() < 0.3
+
+
 def test_delta_leaves_no_more_to_steal_than_labels_buy(bundled: Any, data: bench.Data) -> None:
     path, base = VICTIMS / "mlp_tuned_3.tflite", VICTIMS / "mlp_base.tflite"
     view = bundled(path, "delta", base=base, activations="exact")

@@ -199,10 +199,11 @@ def _settle(network: Network, layers: Sequence[_Layer], sent: Mapping[int, Array
 
 
 def _sent(view: AdversaryView, layers: Sequence[_Layer]) -> dict[int, Array]:
-    """What crossed, by the tensor of the skeleton that it is (masked); the same runs for all."""
+    """What crossed, by the tensor of the skeleton that it is (masked); the same runs for all. One-time pads tell
+    nothing, so exact layers are left out."""
     found: dict[int, Array] = {}
     for one in layers:
-        crossings = view.crossings(one.layer)[:RUNS]
+        crossings = view.crossings(one.layer)[:RUNS] if one.layer.numbers == "float" else []
         if crossings:
             found[one.op.inputs[0]] = np.concatenate([c.sent for c in crossings])
     count = min((len(x) for x in found.values()), default=0)
