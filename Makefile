@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint zoo bench accelerators browser clean
+.PHONY: demo test slow conformance lint zoo bench accelerators browser clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/shadownet demo
@@ -14,6 +14,10 @@ test: lint
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest -n auto -m slow
+
+# Every backend that is there, each op of it; `make accelerators` brings two more.
+conformance: $(VENV)/.dev
+	$(BIN)/pytest -n auto -m slow tests/test_backends.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
