@@ -181,12 +181,12 @@ def _note_masks(executor: Executor) -> list[MaskSet]:
 def _note_activations(monkeypatch: pytest.MonkeyPatch, executor: Executor, true: Secrets) -> None:
     """Note every masked layer's input, and every layer's restored sum and output, as the enclave has them."""
     layers = {id(layer.format): layer for layer in executor.program.layers}
-    encode, decode = Float.encode, Float.decode
+    quantise, decode = Float.quantise, Float.decode
 
-    def encoding(self: Float, x: np.ndarray) -> object:
+    def quantising(self: Float, x: np.ndarray, context: None) -> np.ndarray:
         if layers[id(self)].masked:
             true.add_values(f"input of {layers[id(self)].name}", x)
-        return encode(self, x)
+        return quantise(self, x, context)
 
     def decoding(self: Float, y: np.ndarray, *rest: object) -> np.ndarray:
         true.add_values(f"sum of {layers[id(self)].name}", y.copy())
@@ -194,7 +194,7 @@ def _note_activations(monkeypatch: pytest.MonkeyPatch, executor: Executor, true:
         true.add_values(f"output of {layers[id(self)].name}", result)
         return result
 
-    monkeypatch.setattr(Float, "encode", encoding)
+    monkeypatch.setattr(Float, "quantise", quantising)
     monkeypatch.setattr(Float, "decode", decoding)
 
 

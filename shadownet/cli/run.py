@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import secrets
 import time
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         for _ in track(range(args.masks), "making masks"):
             session.prepare(1)
         outputs, seconds = [], []
-        runs = itertools.product(samples, range(args.num_runs))
+        runs = ((sample, again) for sample in samples for again in range(args.num_runs))
         for sample, again in track(runs, "running", len(samples) * args.num_runs):
             if again == 0:
                 values = [check(spec, value) for spec, value in zip(session.inputs, sample, strict=True)]
