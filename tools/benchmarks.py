@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HISTORY = ROOT / "tools" / "benchmarks.jsonl"
 TARGET = ROOT / "BENCHMARKS.md"
 NETWORKS = ("mobilenet_v1", "resnet44", "resnet404", "minivgg", "yolov4_tiny")
-SCHEMES = ["shadownet:fast"]
+SCHEMES = ["shadownet:fast", "shadownet:paper"]
 MARK = "<!-- tables: tools/benchmarks.py -->"
 
 
