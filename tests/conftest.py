@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Before NumPy is loaded: tests run in a process for each core, and threads of BLAS on top of that fight for them.
@@ -45,3 +46,8 @@ def shared() -> Path:
 def models() -> Path:
     """The small models that the project trained itself."""
     return ROOT / "models" / "digits"
+
+
+def pytest_configure() -> None:
+    # Whoever starts the tests in the background has SIGINT ignored, which processes under test would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
