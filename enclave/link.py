@@ -174,6 +174,8 @@ class Accelerator:
             outcome = native.settle(self._native, self._lanes)
             if outcome != "ok":
                 self._refuse(outcome, "that was given up")
+        # Nor does a plan that was begun and not run yet: its masks are gone.
+        self._lanes, self._plans = (native.Lane * len(self._lanes))(), [None] * len(self._plans)
 
     def _run(self) -> int:
         which = ctypes.c_int64(0)

@@ -94,6 +94,20 @@ def test_a_bad_request_leaves_those_under_way_behind_and_no_trace(lab: Lab) -> N
                 np.testing.assert_allclose(answer, expected, atol=1e-3 * np.abs(expected).max())
 
 
+def test_what_was_begun_for_a_request_that_fails_is_forgotten(lab: Lab) -> None:
+    """A plan that nobody ran would run with masks that are gone, beside the next request."""
+    with lab.open("digits_cnn") as it:
+        good = requests(it, 1)
+        bad = [[np.full_like(good[0][0], np.nan)]]
+        with pytest.raises(InputError, match="not finite"):
+            it.invoke_many(good + bad)  # the first one's plan is begun when the second comes
+        before = it.session.stats()["crossings"]
+        ((answer,),) = it.invoke_many(good)
+        assert it.session.stats()["crossings"] - before == len(it.session.manifest["layers"])
+        (expected,) = one_by_one(it, good)
+        np.testing.assert_allclose(answer, expected, atol=1e-3 * np.abs(expected).max())
+
+
 def test_requests_of_another_shape_are_refused(lab: Lab) -> None:
     with lab.open("digits_cnn") as it, pytest.raises(InputError):
         it.invoke_many([[np.zeros((1, 3, 3, 1), np.float32)]])
