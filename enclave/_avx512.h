@@ -5,9 +5,10 @@
  * checks, leaves blocks of 16 rows transposed in private memory, and the second transposes its results back.
  */
 #if HAVE_AVX512
-/* Copy whole blocks of 16 rows, transposed to [block][slot][16]; returns whether every value is finite. */
+/* Copy whole blocks of 16 rows, transposed to [block][slot][16]; returns whether every value is finite. With a check,
+ * its left-hand sides are made on the way: `sums` [VECTORS, rows] from the first of these rows on. */
 AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blocks, int64_t slots, const Check *check,
-                               int64_t rows) {
+                               float *sums, int64_t rows) {
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
     __m512i worst = _mm512_setzero_si512();
     for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
@@ -42,21 +43,18 @@ AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blo
                 }
         }
         if (check) {
-            _mm512_storeu_ps(check->sums + 16 * b, _mm512_add_ps(even0, odd0));
-            _mm512_storeu_ps(check->sums + rows + 16 * b, _mm512_add_ps(even1, odd1));
+            _mm512_storeu_ps(sums + 16 * b, _mm512_add_ps(even0, odd0));
+            _mm512_storeu_ps(sums + rows + 16 * b, _mm512_add_ps(even1, odd1));
         }
     }
     return _mm512_reduce_max_epu32(worst) != 0x7f800000u;
 }
 
-AVX512 static int copy_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots) {
-    return copy_blocks_(private_, shared, blocks, slots, 0, 0);
-}
-
-/* The same, and the left-hand sides of a check on the way; `rows` is the length of its vectors of sums. */
-AVX512 static int copy_and_sum_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots,
-                                      const Check *check, int64_t rows) {
-    return copy_blocks_(private_, shared, blocks, slots, check, rows);
+/* One instance without a check, one with it. */
+AVX512 static int copy_blocks(float *private_, const float *shared, int64_t blocks, int64_t slots, const Check *check,
+                              float *sums, int64_t rows) {
+    if (!check) return copy_blocks_(private_, shared, blocks, slots, 0, 0, 0);
+    return copy_blocks_(private_, shared, blocks, slots, check, sums, rows);
 }
 
 AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
@@ -67,14 +65,14 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
     return _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(a.low)), _mm512_set1_ps(a.high));
 }
 
-/* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left.
+/* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left, from row `first`.
  *
  * Masks are used once, so they come from memory: enclave/native.py lays them out in the order in which this reads
  * them, [block][16 columns][row][column], one straight stream. */
-AVX512 static void finish_blocks(const Finish *f, int64_t blocks, const float *pop, const float *push) {
+AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push) {
     const int64_t n = f->n;
-    for (int64_t b = 0; b < blocks; b++) {
-        const float *y = f->copy + b * 16 * f->slots;
+    for (int64_t b = first / 16; b < first / 16 + blocks; b++) {
+        const float *y = f->copy + (b * 16 - first) * f->slots;
         for (int64_t i = 0; i < n; i += 16) {
             const int64_t width = n - i < 16 ? n - i : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);

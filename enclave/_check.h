@@ -243,9 +243,9 @@ static void expect(const Check *c, int wide) {
             }
 }
 
-/* The left-hand sides of rows `first` on, from the private copy [rows, slots]. */
-CLONES static void sum_rows(const Check *c, const float *copy, int64_t first, int64_t rows, int64_t slots) {
-    for (int64_t r = first; r < rows; r++)
+/* The left-hand sides of `count` rows from `first` on, from the private copy of these [count, slots]. */
+CLONES static void sum_rows(const Check *c, const float *copy, int64_t first, int64_t count, int64_t rows, int64_t slots) {
+    for (int64_t r = 0; r < count; r++)
         for (int v = 0; v < VECTORS; v++) {
             const float *restrict s = c->vectors + v * slots, *restrict y = copy + r * slots;
             float lanes[LANES] = {0}, sum = 0;
@@ -254,21 +254,29 @@ CLONES static void sum_rows(const Check *c, const float *copy, int64_t first, in
                 for (int k = 0; k < LANES; k++) lanes[k] += s[i + k] * y[i + k];
             for (; i < slots; i++) sum += s[i] * y[i];
             for (int k = 0; k < LANES; k++) sum += lanes[k];
-            c->sums[v * rows + r] = sum;
+            c->sums[v * rows + first + r] = sum;
         }
 }
 
-/* Whether both sides agree everywhere if the largest squared norm is this. Written so that what is not a number does
- * not, nor what was sent not finite. */
-static int agree_within(const Check *c, int64_t rows, double norm) {
-    const double allowed = c->tolerance * sqrt(norm) + c->least;
+/* By how much both sides may differ if the largest squared norm is this. */
+static double allowed_by(const Check *c, double norm) { return c->tolerance * sqrt(norm) + c->least; }
+
+/* Whether both sides of `count` rows agree. Written so that what is not a number does not, nor what was sent not
+ * finite. */
+static int agree_within(const Check *c, int64_t rows, int64_t first, int64_t count, double allowed) {
     int good = allowed < INFINITY;
-    for (int64_t i = 0; i < VECTORS * rows; i++) good &= fabs((double)c->sums[i] - (double)c->expected[i]) <= allowed;
+    for (int v = 0; v < VECTORS; v++) {
+        const float *sums = c->sums + v * rows + first, *expected = c->expected + v * rows + first;
+        for (int64_t i = 0; i < count; i++) good &= fabs((double)sums[i] - (double)expected[i]) <= allowed;
+    }
     return good;
 }
 
-/* Whether both sides agree. The largest norm of a few positions is no larger than that of all, so an answer that
- * passes by it passes; honest answers stay far below the tolerance, and the rest is hardly ever looked at. */
-static int agree(const Check *c, int64_t rows) {
-    return agree_within(c, rows, largest_norm(c, SAMPLED)) || agree_within(c, rows, largest_norm_of(c));
+/* Whether both sides of `count` rows agree. `allowed` begins with the largest norm of a few positions. It is no larger
+ * than that of all, so an answer that passes by it passes; honest answers stay far below the tolerance, and the rest
+ * is hardly ever looked at. */
+static int agree(const Check *c, int64_t rows, int64_t first, int64_t count, double *allowed) {
+    if (agree_within(c, rows, first, count, *allowed)) return 1;
+    *allowed = allowed_by(c, largest_norm_of(c));
+    return agree_within(c, rows, first, count, *allowed);
 }

@@ -23,6 +23,7 @@ enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RI
 enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, SLOTS = 2 }; /* words of the call record, see shadownet/wire/arena.py */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
+enum { PART = 32768 }; /* bytes of an answer that are taken and finished before the next ones are looked at */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
 typedef struct {
@@ -221,13 +222,15 @@ static inline __attribute__((always_inline)) void restore_row(const Finish *f, c
     }
 }
 
-/* Restore, unmask, finish and mask again, row by row from row `first` on; `row` and `zeros` hold n floats. */
-CLONES static void finish_rows(const Finish *f, int64_t first, float *row, const float *zeros, const float *pop,
-                               const float *push) {
+/* Restore, unmask, finish and mask again, row by row: `count` rows from `first` on, whose answers begin the copy; `row`
+ * and `zeros` hold n floats. */
+CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, float *row, const float *zeros,
+                               const float *pop, const float *push) {
     const int64_t n = f->n;
-    for (int64_t r = first; r < f->rows; r++) {
+    for (int64_t r = first; r < first + count; r++) {
         float *t = f->result ? f->result + r * n : row;
-        restore_row(f, f->copy + r * f->slots, f->bias ? f->bias : zeros, pop ? pop + r * n : zeros, t);
+        const float *y = f->copy + (r - first) * f->slots;
+        restore_row(f, y, f->bias ? f->bias : zeros, pop ? pop + r * n : zeros, t);
         activate_row(t, f->first, n);
         if (f->gain)
             for (int64_t i = 0; i < n; i++) t[i] = t[i] * f->gain[i] + f->shift[i];
@@ -258,20 +261,44 @@ static int have_avx512(void) {
 /* Positions per block in which masks must be laid out; 1 is the plain layout. */
 int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 
-/* Copy the answer, each shared byte once, and judge the copy. */
-static int take(const Finish *f, const Check *check, int64_t blocks) {
-    const int64_t rest = blocks * 16;
-    int finite = copy_finite(f->copy + rest * f->slots, f->answer + rest * f->slots, (f->rows - rest) * f->slots);
+/* Some rows of an answer; with `transposed` they are whole blocks of 16. */
+typedef struct {
+    int64_t first, count;
+    int transposed;
+} Part;
+
+/* The part from row `first` on: small enough to stay in the first cache between copying and finishing. */
+static Part part_from(const Finish *f, int64_t first) {
+    const int64_t whole = have_avx512() ? f->rows / 16 * 16 : 0, end = first < whole ? whole : f->rows;
+    const int64_t most = 16 * (1 + PART / (64 * f->slots)), left = end - first;
+    return (Part){first, left < most ? left : most, first < whole};
+}
+
+/* Copy a part of the answer, each shared byte once, and judge the copy. */
+static int take(const Finish *f, const Check *check, Part p, double *allowed) {
+    const float *answer = f->answer + p.first * f->slots;
+    int finite;
 #if HAVE_AVX512
-    if (blocks && check)
-        finite &= copy_and_sum_blocks(f->copy, f->answer, blocks, f->slots, check, f->rows);
-    else if (blocks)
-        finite &= copy_blocks(f->copy, f->answer, blocks, f->slots);
+    if (p.transposed)
+        finite = copy_blocks(f->copy, answer, p.count / 16, f->slots, check, check ? check->sums + p.first : 0, f->rows);
+    else
 #endif
+        finite = copy_finite(f->copy, answer, p.count * f->slots);
     if (!finite) return NOT_FINITE;
     if (!check) return OK;
-    sum_rows(check, f->copy, rest, f->rows, f->slots);
-    return agree(check, f->rows) ? OK : NOT_RIGHT;
+    if (!p.transposed) sum_rows(check, f->copy, p.first, p.count, f->rows, f->slots);
+    return agree(check, f->rows, p.first, p.count, allowed) ? OK : NOT_RIGHT;
+}
+
+/* Finish the part that was taken. */
+static void finish(const Finish *f, Part p, float *row, const float *zeros, const float *pop, const float *push) {
+#if HAVE_AVX512
+    if (p.transposed) {
+        finish_blocks(f, p.first, p.count / 16, pop, push);
+        return;
+    }
+#endif
+    finish_rows(f, p.first, p.count, row, zeros, pop, push);
 }
 
 /* Mask a private tensor into a layer's shared input. */
@@ -332,16 +359,20 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     link->waiting_ns += arrived - start;
     link->arrived_ns = arrived;
     if (outcome != OK) return outcome;
-    const int64_t blocks = have_avx512() ? f->rows / 16 : 0;
-    outcome = take(f, check_of(f), blocks);
-    const int64_t taken = now_ns();
-    link->reading_ns += taken - arrived;
-    if (outcome != OK) return outcome;
-#if HAVE_AVX512
-    if (blocks) finish_blocks(f, blocks, pop, push);
-#endif
-    finish_rows(f, blocks * 16, row, zeros, pop, push);
-    link->finishing_ns += now_ns() - taken;
+    /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
+    const Check *check = check_of(f);
+    double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
+    for (int64_t first = 0, from = arrived; first < f->rows;) {
+        const Part part = part_from(f, first);
+        outcome = take(f, check, part, &allowed);
+        const int64_t taken = now_ns();
+        link->reading_ns += taken - from;
+        if (outcome != OK) return outcome;
+        finish(f, part, row, zeros, pop, push);
+        from = now_ns();
+        link->finishing_ns += from - taken;
+        first += part.count;
+    }
     lane->next++;
     return OK;
 }

@@ -201,8 +201,10 @@ class Executor:
             later.update(step.reads())
         assert self._link is not None
         checks = {
-            layer.number: self._checkers[layer.number].native(self._geometries[layer.number], self._link.kept[lane])
-            for layer in layers
+            layer.number: self._checkers[layer.number].native(
+                self._geometries[layer.number], self._link.kept[lane][position % 2]
+            )
+            for position, layer in enumerate(layers)
             if layer.number in self._checkers
         }
         for number, check in checks.items():
@@ -365,7 +367,7 @@ class Executor:
         encoded, context = formats.encode(layer.format, tensors[layer.input])
         target = link.input(number)
         # What is checked is private, not read back from outside.
-        sent = link.kept[0][: target.size].reshape(target.shape)
+        sent = link.kept[0][0][: target.size].reshape(target.shape)
         residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
         np.copyto(target, sent)
         answer = self._ask(layer)

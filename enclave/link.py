@@ -42,7 +42,7 @@ class Accelerator:
         self._arena: Arena | None = None
         self._bells: tuple[int, ...] = ()
         self.private = np.empty(0, np.float32)
-        self.kept = [self.private]  # by lane: what was sent, for checks
+        self.kept = [[self.private] * 2]  # by lane: what was sent, for checks; layers take turns
         self.precision = "float32"
         self._native = native.Link()
         self._lanes = (native.Lane * 1)()
@@ -111,7 +111,7 @@ class Accelerator:
         sent, answered = (max(column, default=0) // 4 if buffers else 0 for column in sizes)
         self.private = np.empty(answered, np.float32)
         self._lanes, self._plans = (native.Lane * lanes)(), [None] * lanes
-        self.kept = [np.empty(sent, np.float32) for _ in range(lanes)]
+        self.kept = [[np.empty(sent, np.float32) for _ in range(2)] for _ in range(lanes)]
 
     def probe(self, layer: int, name: str) -> None:
         """Have a layer run for a test, which neither counts nor enters a transcript. Raises ``WorkerError``."""
@@ -211,7 +211,7 @@ class Accelerator:
     @property
     def nbytes(self) -> int:
         """Bytes of private buffers."""
-        return self.private.nbytes + self._scratch.nbytes + sum(kept.nbytes for kept in self.kept)
+        return self.private.nbytes + self._scratch.nbytes + sum(kept.nbytes for pair in self.kept for kept in pair)
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""

@@ -1,7 +1,7 @@
 """Stretches: consecutive float layers that the C loop runs in one call, compiled once per shape.
 
-Per layer the loop copies the answer into private memory, checks it, and only then makes one pass that restores,
-unmasks, adds the bias, applies the epilogue and, where the next layer is the only reader, adds that layer's push
+Per layer the loop copies the answer into private memory, some rows at a time, checks these, and only then restores and
+unmasks them, adds the bias, applies the epilogue and, where the next layer is the only reader, adds that layer's push
 mask and writes its input. Other results go to private buffers, reused once their last reader is done.
 """
 
@@ -61,14 +61,14 @@ class Stretch:
         sent = False  # whether the layer at hand finds its input in place
         for position, layer in enumerate(self.layers):
             if not sent:
-                self._send(steps, layer)
+                self._send(steps, layer, position)
             following = self.layers[position + 1] if position + 1 < len(self.layers) else None
             chained = following is not None and following.input == layer.output
             private = layer.output in later or readers.get(layer.output, []) != ([position + 1] if chained else [])
             order = following.restore.order if following is not None and chained else None
             if order is not None and (private or layer.format.residual >= 0):
                 chained, private = False, True  # the next layer takes its channels from the stored result
-            self._finish(steps, layer, following if chained else None, None if private else order)
+            self._finish(steps, layer, position, following if chained else None, None if private else order)
             if private:
                 self._store(steps, layer, free)
             sent = chained
@@ -102,7 +102,7 @@ class Stretch:
         self._stored[layer.output] = array
         steps[-1]["result"] = native.address(array)
 
-    def _send(self, steps: list[dict[str, Any]], layer: Layer) -> None:
+    def _send(self, steps: list[dict[str, Any]], layer: Layer, position: int) -> None:
         shape = self._shapes[layer.number][0]
         step = {
             "kind": native.SEND,
@@ -112,13 +112,20 @@ class Stretch:
             "target": native.address(self.link.input(layer.number, self._lane)),
         }
         if layer.number in self._checks:
-            step["send_keep"] = native.address(self.link.kept[self._lane])
+            step["send_keep"] = self._kept(position)
         self._refer(step, len(steps), "source", layer.input, int(np.prod(shape)))
         if layer.masked:
             self._patch("send_push", len(steps), layer)
         steps.append(step)
 
-    def _finish(self, steps: list[dict[str, Any]], layer: Layer, following: Layer | None, order: Array | None) -> None:
+    def _kept(self, position: int) -> int:
+        """Where the layer at this position finds what it was sent: not where the one before it does, whose answer is
+        still being checked while it is written."""
+        return native.address(self.link.kept[self._lane][position % 2])
+
+    def _finish(
+        self, steps: list[dict[str, Any]], layer: Layer, position: int, following: Layer | None, order: Array | None
+    ) -> None:
         """One layer; ``order`` permutes its channels into those that ``following`` wants to be sent."""
         format_ = layer.format
         assert isinstance(format_, Float)
@@ -156,7 +163,7 @@ class Stretch:
             step["send"] = native.address(self.link.input(following.number, self._lane))
             step["claim"] = int(step["send"] != native.address(self.link.input(layer.number, self._lane)))
             if following.number in self._checks:
-                step["keep"] = native.address(self.link.kept[self._lane])
+                step["keep"] = self._kept(position + 1)
             if following.masked:
                 self._patch("push", len(steps), following)
                 self.streamed_push.add(following.number)
