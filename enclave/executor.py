@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from enclave import formats, native
-from enclave.exact import Residues
+from enclave import layerwise, native
 from enclave.integrity import Checker, Geometry, NativeCheck, Policy
 from enclave.link import Accelerator
+from enclave.making import pair_of
 from enclave.masks import MaskPool, MaskSet, Pair
 from enclave.precision import Probe, judge, require
 from enclave.program import Entry, Layer, Program, Segment
@@ -20,7 +21,7 @@ from enclave.rng import Rng
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
-from shadownet.wire.errors import BundleError, InputError, IntegrityError
+from shadownet.wire.errors import BundleError, InputError
 from shadownet.wire.precision import PRECISIONS
 from shadownet.wire.tensors import TensorSpec
 
@@ -317,14 +318,6 @@ class Executor:
                 checks[lane].record["active"] = chosen[number]
         return chosen
 
-    def _check(self, layer: Layer, passage: Passage, sent: Array, answer: Array) -> None:
-        """Raises ``IntegrityError`` if the layer's turn is checked and the answer does not belong to what was sent."""
-        if layer.number not in self._checkers or not passage.checked[layer.number]:
-            return
-        if not self._checkers[layer.number].holds(self._geometries[layer.number], sent, answer):
-            assert self._link is not None
-            self._link.refuse(layer.name)
-
     def _segment(self, segment: Segment, tensors: dict[int, Array]) -> None:
         inputs, outputs = ([local for _, local in side] for side in (segment.inputs, segment.outputs))
         results = self._runtime().run(segment.subgraph, inputs, [tensors[t] for t, _ in segment.inputs], outputs)
@@ -333,84 +326,16 @@ class Executor:
         tensors.update(zip((t for t, _ in segment.outputs), results, strict=True))
 
     def _linear(self, layer: Layer, passage: Passage) -> Array:
-        """Mask, dispatch, check, restore, unmask, finish one linear layer, in NumPy."""
-        link, tensors, masks = self._link, passage.tensors, passage.masks
-        assert link is not None
-        if layer.residues is not None:
-            return self._exact(layer, layer.residues, passage)
-        encoded, context = formats.encode(layer.format, tensors[layer.input])
-        sent = layer.restore.shuffle(encoded)
-        if layer.masked:
-            sent = sent + masks.push(layer.number)
-        np.copyto(link.input(layer.number), sent)
-        answer = self._ask(layer)
-        self._check(layer, passage, sent, answer)
-        y = layer.restore.apply(layer.limbs.join(answer) if layer.format.exact else answer)
-        if layer.masked:
-            y -= masks.pop(layer.number)
-        self._add_private(layer, encoded, y)
-        return layer.format.decode(y, context, tensors.get(layer.format.residual))
-
-    def _ask(self, layer: Layer) -> Array:
-        """Have the accelerator run a layer, and copy its answer."""
+        """One linear layer in NumPy."""
         assert self._link is not None
-        began = time.perf_counter()
-        self._link.call(layer.number, layer.name)
-        if self.trace.enabled:
-            self._link.crossed(layer.number, began, (began, time.perf_counter() - began), self.trace)
-        return self._link.read(layer.number, layer.name)
-
-    def _exact(self, layer: Layer, residues: Residues, passage: Passage) -> Array:
-        """The same in Z_p: what crosses is uniform, what comes back is refused unless it may be right."""
-        link, number, tensors, masks = self._link, layer.number, passage.tensors, passage.masks
-        assert link is not None
-        encoded, context = formats.encode(layer.format, tensors[layer.input])
-        target = link.input(number)
-        # What is checked is private, not read back from outside.
-        sent = link.kept[0][0][: target.size].reshape(target.shape)
-        residues.send(layer.restore.shuffle(encoded), masks.push(number) if layer.masked else None, sent)
-        np.copyto(target, sent)
-        answer = self._ask(layer)
-        if not residues.possible(answer):
-            raise IntegrityError(f"the accelerator's answer for layer {layer.name} is impossible")
-        self._check(layer, passage, sent, answer)
-        y = residues.receive(answer, layer.restore, masks.pop(number) if layer.masked else None)
-        self._add_private(layer, encoded, y)
-        return layer.format.decode(y, context, tensors.get(layer.format.residual))
-
-    def _add_private(self, layer: Layer, encoded: Array, y: Array) -> None:
-        """Add what the enclave keeps of a layer's weights to itself, in place."""
-        if layer.private is not None:
-            own, output, limbs_ = layer.private
-            (part,) = self._weights().run(own, [0], [encoded.astype(np.float32)], [output])
-            y += limbs_.join(part) if layer.format.exact else part
-
-    def _make_pad(self, layer: Layer, residues: Residues) -> Pair:
-        """A one-time pad, as it will be added, and the layer's true linear image of it mod p."""
-        order = layer.restore.order
-        push = residues.pad(self._rng, self._shapes[layer.number][0])
-        # Restored late, the pop mask is the public rows' image of the pad, which they take as it is sent.
-        natural = push.copy() if order is None or residues.late else push[..., np.argsort(order)]
-        digits = np.empty((residues.pop.digits.count, *push.shape), np.float32)
-        residues.pop.digits.cut(natural, digits)
-        # Copies: each run leaves its result where the last one was.
-        parts = [np.array(self._weights().run(layer.pop, [0], [digit], [layer.pop_output])[0]) for digit in digits]
-        return push, residues.image(parts)
+        holds = None
+        if layer.number in self._checkers and passage.checked[layer.number]:
+            holds = partial(self._checkers[layer.number].holds, self._geometries[layer.number])
+        return layerwise.run(layer, passage.tensors, passage.masks, self._link, self._weights(), holds, self.trace)
 
     def _make_mask(self, number: int) -> Pair:
-        """Draw a push mask, as it will be sent, and compute its pop mask with the layer's true weights."""
         layer = self.program.layers[number]
-        if layer.residues is not None:
-            return self._make_pad(layer, layer.residues)
-        shape, order = self._shapes[number][0], layer.restore.order
-        if layer.format.exact:
-            push = self._rng.integers(-formats.MASK_BOUND, formats.MASK_BOUND + 1, shape).astype(np.float32)
-        else:
-            push = self._rng.normal(layer.sigma, shape)
-        natural = push if order is None else push[..., np.argsort(order)]
-        (pop,) = self._weights().run(layer.pop, [0], [natural], [layer.pop_output])
-        if layer.format.exact:
-            return push, layer.pop_limbs.join(pop)
+        push, pop = pair_of(layer, self._shapes[number][0], self._weights(), self._rng)
         own = self._stretches.get(number)
         return own.arrange(number, push, pop) if own else (push, pop)
 

@@ -281,6 +281,33 @@ def test_every_value_off_by_four_tolerances_is_caught() -> None:
         assert not layer.holds(checker, wrong.reshape(layer.answer.shape))
 
 
+def shapes_of_change(seed: int) -> dict[str, Array]:
+    """Changes of a row of 24 values, the largest of which is 1."""
+    rng = np.random.default_rng(seed)
+    at = rng.permutation(24)
+    found = {name: np.zeros(24) for name in ("one value", "a pair that cancels", "a pair alike", "four that cancel")}
+    found["one value"][at[0]] = rng.choice([-1, 1])
+    found["a pair that cancels"][at[:2]] = 1, -1
+    found["a pair alike"][at[:2]] = 1
+    found["four that cancel"][at[:4]] = 1, -1, 1, -1
+    found |= {"all alike": np.ones(24), "signs": rng.choice([-1.0, 1.0], 24)}
+    noise = rng.normal(0, 1, 24)
+    return found | {"noise": noise / np.abs(noise).max()}
+
+
+def test_nothing_passes_above_four_stated_tolerances() -> None:
+    """The stated tolerance holds for changes of any shape: 70 times the allowance for rounding in one value."""
+    layer = convolved()
+    rows = layer.answer.reshape(-1, 24)
+    for seed in range(SEEDS):
+        checker = layer.checker(False, seed)
+        size = 4 * 70 * checker_tolerance(checker, layer)
+        for name, shape in shapes_of_change(seed).items():
+            wrong = rows.copy()
+            wrong[seed % len(rows)] += np.float32(size * shape)
+            assert not layer.holds(checker, wrong.reshape(layer.answer.shape)), (seed, name)
+
+
 @pytest.mark.parametrize("times", [4, 16, 64])
 def test_a_cancelling_pair_passes_no_more_often_than_the_bound(times: int) -> None:
     """P <= (2 t / e)^2 for tolerance t and largest change e, since each s e has density at most 1 / e there."""

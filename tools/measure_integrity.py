@@ -91,7 +91,7 @@ def _model(weights: Array, shape: tuple[int, ...]) -> bytes:
 
 def honest(seeds: int) -> None:
     print(
-        "| layer | input | tolerance, of the answer's rms | largest share used by honest answers |\n|---|---|---|---|"
+        "| layer | input | t, of the answer's rms | largest share used by honest answers |\n|---|---|---|---|"
     )
     for name, shape in LAYERS.items():
         for kind in INPUTS:
@@ -108,7 +108,7 @@ def honest(seeds: int) -> None:
 def tampered(seeds: int) -> None:
     layer, rng = Layer(LAYERS["3x3, 64 to 77, 8 x 8"], "masked", 0), np.random.default_rng(0)
     print(
-        "| off by (tolerances) | one value passes | a cancelling pair passes | bound (2 t / e)^2 |\n|---|---|---|---|"
+        "| off by (times t) | one value passes | a cancelling pair passes | bound (2 t / e)^2 |\n|---|---|---|---|"
     )
     for size in SIZES:
         checkers = [layer.checker() for _ in range(seeds)]
