@@ -256,7 +256,7 @@ def test_a7_finds_the_size_of_groups_and_gains_nothing_from_strangers() -> None:
 
 @pytest.mark.parametrize("delta", [0.05, 0.3])
 def test_a8_strips_low_rank(delta: float) -> None:
-    """peers.md: 0.186 of the prior's error for LoRO of rank 8, which on 256 x 2304 is the floor sqrt(8 (n + d) / nd)."""
+    """peers.md: 0.186 of the prior's error for LoRO of rank 8, on 256 x 2304 the floor sqrt(8 (n + d) / nd)."""
     w = gaussian(256, 2304)
     base = relative(w, delta)
     for told in ({"rank": 8}, {})[: 1 if delta == 0.05 else 2]:

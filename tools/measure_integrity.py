@@ -90,9 +90,7 @@ def _model(weights: Array, shape: tuple[int, ...]) -> bytes:
 
 
 def honest(seeds: int) -> None:
-    print(
-        "| layer | input | t, of the answer's rms | largest share used by honest answers |\n|---|---|---|---|"
-    )
+    print("| layer | input | t, of the answer's rms | largest share used by honest answers |\n|---|---|---|---|")
     for name, shape in LAYERS.items():
         for kind in INPUTS:
             found = []
@@ -107,9 +105,7 @@ def honest(seeds: int) -> None:
 
 def tampered(seeds: int) -> None:
     layer, rng = Layer(LAYERS["3x3, 64 to 77, 8 x 8"], "masked", 0), np.random.default_rng(0)
-    print(
-        "| off by (times t) | one value passes | a cancelling pair passes | bound (2 t / e)^2 |\n|---|---|---|---|"
-    )
+    print("| off by (times t) | one value passes | a cancelling pair passes | bound (2 t / e)^2 |\n|---|---|---|---|")
     for size in SIZES:
         checkers = [layer.checker() for _ in range(seeds)]
         shares = [sum(layer.passes(c, size, pair, rng) for c in checkers) / seeds for pair in (False, True)]
