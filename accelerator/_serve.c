@@ -6,15 +6,21 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, SLOTS = 2 }; /* words of the call record, see shadownet/wire/arena.py */
+/* Words of the call record, see shadownet/wire/arena.py. */
+enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { ROW_BITS = 24 }; /* of a word of progress; the others are the request's number */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
-/* LiteRtRunCompiledModel and its arguments for one layer. */
+/* LiteRtRunCompiledModel and its arguments for a part of a layer, which gives so many rows of the answer. */
 typedef int (*Run)(void *model, uint64_t signature, uint64_t inputs, void **input, uint64_t outputs, void **output);
 typedef struct {
-    void *model;
     uint64_t signature;
     void **input, **output;
+    uint64_t rows;
+} Part;
+typedef struct {
+    const Part *parts;
+    uint64_t count;
     char *next; /* memory that the next layer will answer into, and its bytes; 0 if it must not be touched before */
     uint64_t size;
 } Layer;
@@ -32,9 +38,23 @@ static void note_call(int64_t *calls, uint64_t layer, int64_t begun) {
     row[0] = (int64_t)layer, row[1] = begun, row[2] = now_ns();
 }
 
+/* Run a layer's parts, and tell after each but the last how many rows of request number `request` are there. */
+static int run_layer(uint64_t *record, uint64_t request, Run run, void *model, const Layer *layer, int64_t ring) {
+    uint64_t rows = 0;
+    for (uint64_t p = 0; p < layer->count; p++) {
+        const Part *part = layer->parts + p;
+        if (run(model, part->signature, 1, part->input, 1, part->output) != 0) return 1;
+        if (p + 1 == layer->count) break;
+        rows += part->rows;
+        __atomic_store_n(record + PROGRESS + request % SLOTS, request << ROW_BITS | rows, __ATOMIC_RELEASE);
+        if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return 1;
+    }
+    return 0;
+}
+
 /* Serve until no request has come for spin_ns; returns the last request served. `calls` may be 0: no timeline. */
-uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers, uint64_t count, int64_t ring,
-                  int64_t spin_ns, int64_t *calls) {
+uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, void *model, const Layer *layers, uint64_t count,
+                  int64_t ring, int64_t spin_ns, int64_t *calls) {
     int64_t start = now_ns();
     char *next = 0, *end = 0; /* the next layer's output: its cache lines are taken while there is time */
     for (int spins = 0;; spins++) {
@@ -43,8 +63,7 @@ uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, const Layer *layers,
             const uint64_t layer = record[LAYER + (done + 1) % SLOTS];
             const int64_t begun = calls ? now_ns() : 0;
             int failed = layer >= count;
-            if (!failed) failed = run(layers[layer].model, layers[layer].signature, 1, layers[layer].input, 1,
-                                      layers[layer].output) != 0;
+            if (!failed) failed = run_layer(record, done + 1, run, model, layers + layer, ring);
             if (calls) note_call(calls, layer, begun);
             record[STATUS + ++done % SLOTS] = (uint64_t)failed;
             __atomic_store_n(record + REPLY, done, __ATOMIC_RELEASE);

@@ -7,12 +7,19 @@ import importlib.util
 from typing import Any
 
 
-class _Layer(ctypes.Structure):
+class _Part(ctypes.Structure):
     _fields_ = (
-        ("model", ctypes.c_void_p),
         ("signature", ctypes.c_uint64),
         ("input", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
+        ("rows", ctypes.c_uint64),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("parts", ctypes.POINTER(_Part)),
+        ("count", ctypes.c_uint64),
         ("next", ctypes.c_void_p),
         ("size", ctypes.c_uint64),
     )
@@ -24,16 +31,19 @@ class NativeLoop:
     def __init__(
         self, library: ctypes.CDLL, backend: Any, record: int, ring_fd: int, spin_s: float, calls: int
     ) -> None:
-        run, table = backend.native()
-        self._layers = (_Layer * len(table))(*(_Layer(*row) for row in table))
+        run, model, table = backend.native()
+        self._parts = [(_Part * len(parts))(*(_Part(*part) for part in parts)) for parts, _, _ in table]
+        layers = [_Layer(own, len(own), *row[1:]) for own, row in zip(self._parts, table, strict=True)]
+        self._layers = (_Layer * len(table))(*layers)
         self._serve = library.sn_serve
         self._serve.restype = ctypes.c_uint64
         self._serve.argtypes = (
-            ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64,
-            ctypes.c_int64, ctypes.c_void_p,
+            ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64,
+            ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
         )  # fmt: skip
         self._arguments = (
             ctypes.cast(run, ctypes.c_void_p),
+            model,
             self._layers,
             len(table),
             ring_fd,

@@ -1,8 +1,8 @@
 /* The enclave's inner loop: dispatch a layer, read the answer once, restore, unmask, finish, mask the next.
  *
  * Plain C without Python: compiled at installation, loaded by enclave/native.py, which also has the NumPy
- * fallback. Pointers and sizes come from the sealed program alone. Of shared memory two things are read: the reply
- * counter and status, once per look, and each answer, once, into private memory.
+ * fallback. Pointers and sizes come from the sealed program alone. Of shared memory two things are read: the call
+ * record's counters and status, once per look, and each answer, once, into private memory.
  */
 #include <errno.h>
 #include <math.h>
@@ -20,7 +20,9 @@
 #endif
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
-enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, SLOTS = 2 }; /* words of the call record, see shadownet/wire/arena.py */
+/* Words of the call record, see shadownet/wire/arena.py. */
+enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { ROW_BITS = 24 }; /* of a word of progress; the others are the request's number */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
 enum { PART = 32768 }; /* bytes of an answer that are taken and finished before the next ones are looked at */
@@ -105,30 +107,49 @@ static int answered(const Link *link, uint64_t sequence) {
     return (int64_t)(__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) - (sequence - 1)) != 0;
 }
 
-/* Sleep until the accelerator rings, its socket stirs, or the deadline passes. */
-static int sleep_for(Link *link, uint64_t sequence, int64_t deadline) {
+/* How many of `rows` rows of the answer to a request are there, as the accelerator says: a hint that it may be worth
+ * looking at them. Before the reply not all are, and where the last one is known whole blocks of 16 count. */
+static int64_t ready(const Link *link, uint64_t sequence, int64_t rows) {
+    if (answered(link, sequence)) return rows;
+    const uint64_t word = __atomic_load_n(link->record + PROGRESS + sequence % SLOTS, __ATOMIC_ACQUIRE);
+    if (word >> ROW_BITS != (sequence & (UINT64_MAX >> ROW_BITS))) return 0; /* another request's */
+    const int64_t said = (int64_t)(word & ((1 << ROW_BITS) - 1)), most = rows - 1;
+    return (said < most ? said : most) / 16 * 16;
+}
+
+/* Sleep until more than `had` rows are there, the accelerator's socket stirs, or the deadline passes. */
+static int sleep_for(Link *link, uint64_t sequence, int64_t had, int64_t rows, int64_t deadline) {
     for (;;) {
         int64_t left = deadline - now_ns();
         if (left <= 0) return LATE;
         struct pollfd fds[3] = {{(int)link->wait, POLLIN, 0}, {(int)link->hangup, POLLIN, 0}, {(int)link->app, 0, 0}};
-        const int ready = poll(fds, 3, (int)(left / 1000000) + 1);
-        if (ready < 0 && errno != EINTR) return GONE;
-        if (ready > 0 && fds[0].revents & POLLIN) { /* emptied before looking, so that no ring is lost */
+        const int stirred = poll(fds, 3, (int)(left / 1000000) + 1);
+        if (stirred < 0 && errno != EINTR) return GONE;
+        if (stirred > 0 && fds[0].revents & POLLIN) { /* emptied before looking, so that no ring is lost */
             char drain[4096];
             if (read((int)link->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return GONE;
         }
-        if (answered(link, sequence)) return OK;
-        if (ready > 0 && (fds[1].revents || fds[2].revents || (fds[0].revents & ~POLLIN))) return GONE;
+        if (ready(link, sequence, rows) > had) return OK;
+        if (stirred > 0 && (fds[1].revents || fds[2].revents || (fds[0].revents & ~POLLIN))) return GONE;
     }
 }
 
+/* One inference on its way through its steps. Two lanes keep the accelerator busy while one of them is finished here. */
+typedef struct {
+    const Step *steps;
+    int64_t count, next; /* the step that runs; count when there is nothing to run */
+    const char *masks;
+    uint64_t sequence; /* of the request that is out, 0 for none */
+    int64_t asked;
+} Lane;
+
 /* Memory that will be streamed once: fetched into the cache while there is nothing else to do. */
 typedef struct {
-    const char *next, *end;
+    const char *begin, *next, *end;
 } Stream;
 
 static Stream stream(const float *data, int64_t count) {
-    const Stream s = {(const char *)data, (const char *)(data ? data + count : data)};
+    const Stream s = {(const char *)data, (const char *)data, (const char *)(data ? data + count : data)};
     return s;
 }
 
@@ -150,31 +171,52 @@ static int ask(Link *link, int64_t layer) {
     return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK; /* full: it has rung */
 }
 
-/* Wait for the reply to a request; meanwhile take over what will be written, and fetch the masks. */
-static int await(Link *link, uint64_t sequence, int64_t start, Stream send, Stream pop, Stream push) {
+/* What there is to do meanwhile: take over what will be written, fetch the masks. */
+typedef struct {
+    Stream send, pop, push;
+} Chores;
+
+static void do_some(Chores *c) {
+    if (c->send.next < c->send.end)
+        claim(&c->send);
+    else if (c->pop.next < c->pop.end)
+        fetch(&c->pop);
+    else if (c->push.next < c->push.end)
+        fetch(&c->push);
+    else
+        relax();
+}
+
+/* Leave out the first `count` values, which are done: written, or read. */
+static void skip(Stream *s, int64_t count) {
+    if (s->next < s->end && s->next - s->begin < 4 * count) s->next = s->begin + 4 * count;
+}
+
+/* Wait until more than `had` of an answer's `rows` rows are there, which go into `there`; once all are, the reply is. */
+static int await(Link *link, const Lane *lane, int64_t had, int64_t rows, Chores *chores, int64_t *there) {
+    const int64_t start = now_ns();
     int outcome = LATE;
     for (int spins = 0;; spins++) {
-        if (answered(link, sequence)) {
+        if (ready(link, lane->sequence, rows) > had) {
             outcome = OK;
             break;
         }
-        if (send.next < send.end)
-            claim(&send);
-        else if (pop.next < pop.end)
-            fetch(&pop);
-        else if (push.next < push.end)
-            fetch(&push);
-        else
-            relax();
+        do_some(chores);
         if ((spins & 63) != 63) continue;
         const int64_t waited = now_ns() - start;
         if (waited > link->spin_ns) break;
         if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the accelerator first */
     }
-    if (outcome != OK) outcome = sleep_for(link, sequence, start + link->timeout_ns);
+    if (outcome != OK) outcome = sleep_for(link, lane->sequence, had, rows, lane->asked + link->timeout_ns);
+    link->arrived_ns = now_ns();
+    link->waiting_ns += link->arrived_ns - start;
     if (outcome != OK) return outcome;
-    if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) - sequence > link->sequence - sequence) return WRONG;
-    return ((volatile uint64_t *)link->record)[STATUS + sequence % SLOTS] == 0 ? OK : FAILED;
+    *there = ready(link, lane->sequence, rows);
+    if (*there <= had) return WRONG; /* taken back */
+    if (*there < rows) return OK;
+    if (__atomic_load_n(link->record + REPLY, __ATOMIC_ACQUIRE) - lane->sequence > link->sequence - lane->sequence)
+        return WRONG;
+    return ((volatile uint64_t *)link->record)[STATUS + lane->sequence % SLOTS] == 0 ? OK : FAILED;
 }
 
 /* Copy shared memory into private memory and tell whether all of it is finite: each byte is read once. */
@@ -267,9 +309,10 @@ typedef struct {
     int transposed;
 } Part;
 
-/* The part from row `first` on: small enough to stay in the first cache between copying and finishing. */
-static Part part_from(const Finish *f, int64_t first) {
-    const int64_t whole = have_avx512() ? f->rows / 16 * 16 : 0, end = first < whole ? whole : f->rows;
+/* The part from row `first` on, of the `there` rows that are there: small enough to stay in the first cache between
+ * copying and finishing. */
+static Part part_from(const Finish *f, int64_t first, int64_t there) {
+    const int64_t whole = have_avx512() ? there / 16 * 16 : 0, end = first < whole ? whole : there;
     const int64_t most = 16 * (1 + PART / (64 * f->slots)), left = end - first;
     return (Part){first, left < most ? left : most, first < whole};
 }
@@ -316,15 +359,6 @@ CLONES static void send_rows(const Send *s, const float *mask) {
     }
 }
 
-/* One inference on its way through its steps. Two lanes keep the accelerator busy while one of them is finished here. */
-typedef struct {
-    const Step *steps;
-    int64_t count, next; /* the step that runs; count when there is nothing to run */
-    const char *masks;
-    uint64_t sequence; /* of the request that is out, 0 for none */
-    int64_t asked;
-} Lane;
-
 static const Check *check_of(const Finish *f) { return f->check && f->check->active ? f->check : 0; }
 
 /* Run what needs no accelerator, then ask for the next layer, whose check is prepared while it works. */
@@ -351,27 +385,31 @@ static int start_layer(Link *link, Lane *lane) {
 /* Take the answer and finish the layer. */
 static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     const Finish *f = &lane->steps[lane->next].finish;
-    const int64_t size = f->rows * f->n, start = now_ns();
+    const int64_t size = f->rows * f->n;
     const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
-    const Stream claimed = stream(f->claim ? f->send : 0, size);
-    int outcome = await(link, lane->sequence, lane->asked, claimed, stream(pop, size), stream(push, size));
-    const int64_t arrived = now_ns();
-    link->waiting_ns += arrived - start;
-    link->arrived_ns = arrived;
-    if (outcome != OK) return outcome;
+    Chores chores = {stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size)};
+    /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
+    const int64_t patience = f->send && !f->claim ? f->rows - 1 : 0;
     /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
     const Check *check = check_of(f);
     double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
-    for (int64_t first = 0, from = arrived; first < f->rows;) {
-        const Part part = part_from(f, first);
-        outcome = take(f, check, part, &allowed);
+    for (int64_t first = 0, there = 0; first < f->rows;) {
+        if (first == there) {
+            const int outcome = await(link, lane, there > patience ? there : patience, f->rows, &chores, &there);
+            if (outcome != OK) return outcome;
+        }
+        const int64_t start = now_ns();
+        const Part part = part_from(f, first, there);
+        const int outcome = take(f, check, part, &allowed);
         const int64_t taken = now_ns();
-        link->reading_ns += taken - from;
+        link->reading_ns += taken - start;
         if (outcome != OK) return outcome;
         finish(f, part, row, zeros, pop, push);
-        from = now_ns();
-        link->finishing_ns += from - taken;
+        link->finishing_ns += now_ns() - taken;
         first += part.count;
+        skip(&chores.send, first * f->n); /* or what was written would be cleared */
+        skip(&chores.pop, first * f->n);
+        skip(&chores.push, first * f->n);
     }
     lane->next++;
     return OK;
@@ -406,9 +444,11 @@ int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zero
 
 /* Wait for the requests that are out, and forget the steps behind them. */
 int sn_settle(Link *link, Lane *lanes, int64_t count) {
-    const Stream none = {0, 0};
     int outcome = OK;
-    for (Lane *lane; outcome == OK && (lane = oldest(lanes, count)); lane->sequence = 0, lane->next = lane->count)
-        outcome = await(link, lane->sequence, lane->asked, none, none, none);
+    int64_t there;
+    for (Lane *lane; outcome == OK && (lane = oldest(lanes, count)); lane->sequence = 0, lane->next = lane->count) {
+        Chores none = {{0}, {0}, {0}};
+        outcome = await(link, lane, 0, 1, &none, &there); /* of one row nothing is there before the reply */
+    }
     return outcome;
 }

@@ -190,8 +190,9 @@ class Executor:
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
 
     def _fits(self, step: Segment | Layer, known: dict[int, Shape]) -> bool:
-        """Whether the C loop can run this step: a float layer whose residual, if any, has exactly its shape."""
-        if not isinstance(step, Layer) or not runnable(step):
+        """Whether the C loop can run this step: a float layer that gives something, and whose residual, if any, has
+        exactly its shape."""
+        if not isinstance(step, Layer) or not runnable(step) or 0 in self._shapes[step.number][1]:
             return False
         return step.format.residual < 0 or known[step.format.residual] == self._shapes[step.number][1]
 

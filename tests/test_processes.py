@@ -428,7 +428,8 @@ OPENED = {"ok": True, "precision": "float32"}
 class Fake:
     """The other end of the enclave's socket. ``opened`` holds arena, doorbell and call record once that is done."""
 
-    def __init__(self, deadline_s: float = 0.5) -> None:
+    def __init__(self, deadline_s: float = 0.5, rows: int = 1) -> None:
+        self.rows = rows
         ours, theirs = socket.socketpair()
         self.sock = theirs
         self.channel = Channel(ours, "accelerator")
@@ -452,13 +453,13 @@ class Fake:
         threading.Thread(target=run, daemon=True).start()
 
     def open(self) -> None:
-        """Let the enclave open one layer of four values to three, and take part as an honest accelerator would."""
+        """Let the enclave open a layer, rows of four values to rows of three, and take part as an honest one would."""
         self.in_background(lambda: self._accept(OPENED))
-        self.link.open([LAYER])
+        self.link.open([LAYER | {"input": [self.rows, 4], "output": [self.rows, 3]}])
         assert wait_for(lambda: self.fds)
         self.arena = Arena(os.dup(self.fds[0]), os.fstat(self.fds[0]).st_size)
         self.words = self.arena.words()
-        self.output = self.arena.array(2 * shared.ALIGN, (1, 3), np.float32)
+        self.output = self.arena.array(2 * shared.aligned(16 * self.rows), (self.rows, 3), np.float32)
         self.bell = Doorbell(self.fds[2], self.fds[1], self.sock.fileno(), 0.0)
 
     def _accept(self, answer: dict[str, Any]) -> None:
@@ -484,10 +485,14 @@ class Fake:
             return self.link.read(0, "layer")
         if native.load() is None:
             pytest.skip("the enclave's C loop was not built here")
-        slot, coefficient, result = np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.zeros((1, 3), np.float32)
+        slot, coefficient, result = (
+            np.arange(3, dtype=np.int32),
+            np.ones(3, np.float32),
+            np.zeros((self.rows, 3), np.float32),
+        )
         steps = np.zeros(1, native.STEP)
         for name, value in {
-            "kind": native.FINISH, "rows": 1, "slots": 3, "n": 3, "answer": native.address(self.link.output(0)),
+            "kind": native.FINISH, "rows": self.rows, "slots": 3, "n": 3, "answer": native.address(self.link.output(0)),
             "copy": native.address(self.link.private), "terms": 1, "slot": native.address(slot),
             "coefficient": native.address(coefficient), "pop": -1, "push": -1, "send_push": -1,
             "first": (0, -np.inf, np.inf), "second": (0, -np.inf, np.inf), "result": native.address(result),
@@ -496,6 +501,11 @@ class Fake:
         self.link.begin(0, self.link.plan(steps, 16), 0)
         self.link.run(Trace(False))
         return result
+
+    def progress(self, rows: int, sequence: int = 1) -> None:
+        """Say that so many rows are there, and ring."""
+        self.words[shared.PROGRESS + sequence % 2] = (sequence << 24 | rows) & (1 << 64) - 1
+        self.bell.ring()
 
     def reply(self, sequence: int, status: int = shared.OK) -> None:
         self.words[shared._STATUS + sequence % 2] = status
@@ -526,6 +536,76 @@ def in_time(work: Callable[[], Any], seconds: float = 3.0) -> Any:
 def message(record: object, length: int | None = None) -> bytes:
     body = record if isinstance(record, bytes) else json.dumps(record).encode()
     return struct.pack("<I", len(body) if length is None else length) + body
+
+
+ROWS = 40
+
+
+def test_rows_that_are_there_are_taken_while_the_others_are_computed() -> None:
+    with Fake(5.0, ROWS) as fake:
+        fake.open()
+        answer = np.arange(3.0 * ROWS, dtype=np.float32).reshape(ROWS, 3)
+
+        def work() -> None:
+            fake.output[:20] = answer[:20]
+            fake.progress(20)
+            time.sleep(0.2)
+            fake.output[:16] = np.nan  # taken already: of 20 rows the first whole block
+            fake.output[16:] = answer[16:]
+            fake.reply(1)
+
+        fake.on_request(work)
+        got = fake.ask("C")
+        assert np.array_equal(got, answer) or native.block() == 1
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS + 1, (1 << 24) - 1])
+def test_whoever_says_that_all_rows_are_there_has_not_answered(rows: int) -> None:
+    with Fake(0.5, ROWS) as fake:
+        fake.open()
+        fake.on_request(lambda: fake.progress(rows))
+        error = in_time(lambda: fake.ask("C"))
+        assert isinstance(error, WorkerError) and "in time" in str(error)
+
+
+@pytest.mark.parametrize("sequence", [0, 2, 3, 1 << 39])
+def test_progress_of_another_request_is_none(sequence: int) -> None:
+    with Fake(5.0, ROWS) as fake:
+        fake.open()
+        answer = np.ones((ROWS, 3), np.float32)
+
+        def work() -> None:
+            fake.output[...] = np.nan
+            for slot in (shared.PROGRESS, shared.PROGRESS + 1):
+                fake.words[slot] = sequence << 24 | 32
+            fake.bell.ring()
+            time.sleep(0.1)
+            fake.output[...] = answer
+            fake.reply(1)
+
+        fake.on_request(work)
+        assert np.array_equal(fake.ask("C"), answer)
+
+
+@pytest.mark.parametrize("end", ["dies", "fails", "takes it back", "not finite"])
+def test_an_accelerator_that_stops_between_rows(end: str) -> None:
+    with Fake(0.5, ROWS) as fake:
+        fake.open()
+
+        def work() -> None:
+            fake.output[...] = np.nan if end == "not finite" else 1.0
+            fake.progress(16)
+            time.sleep(0.1)
+            if end == "dies":
+                fake.sock.close()
+            elif end == "fails":
+                fake.reply(1, shared.FAILED)
+            elif end == "takes it back":
+                fake.progress(0)
+
+        fake.on_request(work)
+        error = in_time(lambda: fake.ask("C"))
+        assert isinstance(error, IntegrityError if end == "not finite" else WorkerError), repr(error)
 
 
 BROKEN = {

@@ -1,6 +1,7 @@
 """LiteRT on the CPU (XNNPACK) through its C library, reading and writing the shared arena without a copy.
 
-One compiled model holds a signature per layer; its tensor buffers are host-memory buffers over the arena. The
+One compiled model holds a signature per layer, and some for bands of rows (:mod:`accelerator.bands`); its tensor
+buffers are host-memory buffers over the arena. The
 Python interface cannot make such buffers with more than one dimension, hence ctypes. The declarations follow
 ``litert/c/*.h`` of LiteRT 2.3; with other versions :mod:`accelerator.backends.interpreter` takes over.
 """
@@ -9,10 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from accelerator import bands
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +39,16 @@ class _RankedType(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """A signature with its tensor buffers, and the rows (positions) of the answer that it gives."""
+
+    signature: ctypes.c_size_t
+    source: Any
+    target: Any
+    rows: int
+
+
 class LiteRtCpu:
     """A backend; see :class:`accelerator.backends.Backend`."""
 
@@ -44,14 +59,16 @@ class LiteRtCpu:
         self._signatures = 0
         environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
         self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(environment))
-        self._call("LiteRtCreateModelFromFile", environment, model.encode(), ctypes.byref(loaded))
+        self._content, self._bands = bands.split(Path(model).read_bytes())  # LiteRT reads it where it is
+        size = ctypes.c_size_t(len(self._content))
+        self._call("LiteRtCreateModelFromBuffer", environment, self._content, size, ctypes.byref(loaded))
         self._call("LiteRtCreateOptions", ctypes.byref(options))
         self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
         self._keep = _payload(self, options, num_threads, _FORCE_FP16 if fp16 else 0)
         self._call("LiteRtCreateCompiledModel", environment, loaded, options, ctypes.byref(compiled))
         self._environment, self._model, self._compiled = environment, loaded, compiled
         self._index = self._read_signatures()
-        self._layers: list[tuple[Any, ...]] = []
+        self._layers: list[list[Part]] = []
         self._answers: list[tuple[int, int]] = []  # address and bytes
         self._run = self._library.LiteRtRunCompiledModel
 
@@ -73,11 +90,24 @@ class LiteRtCpu:
 
     def open(self, layers: list[tuple[str, Array, Array]]) -> list[str]:
         self._close()
-        self._layers = [self._open(*layer) for layer in layers]
+        self._layers = [self._parts(*layer) for layer in layers]
         self._answers = [(target.ctypes.data, target.nbytes) for _, _, target in layers]
         return []
 
-    def _open(self, signature: str, source: Array, target: Array) -> tuple[Any, ...]:
+    def _parts(self, signature: str, source: Array, target: Array) -> list[Part]:
+        """A layer in bands, or whole where there are none or they were made for other shapes."""
+        found = self._bands.get(signature, [])
+        whole = (source.shape[2:], target.shape[2:], target.shape[1]) if source.ndim == target.ndim == 4 else ()
+        if not found or whole != (found[0].source[2:], found[0].target[2:], found[-1].last) or source.shape[0] != 1:
+            return [self._open(signature, source, target)]
+        return [
+            self._open(
+                band.signature, source[:, band.begin : band.begin + band.source[1]], target[:, band.first : band.last]
+            )
+            for band in found
+        ]
+
+    def _open(self, signature: str, source: Array, target: Array) -> Part:
         if signature not in self._index:
             raise ValueError(f"the model has no signature {signature!r}")
         index = ctypes.c_size_t(self._index[signature])
@@ -96,7 +126,7 @@ class LiteRtCpu:
         if tuple(shape) != target.shape:
             raise ValueError(f"layer {signature!r} gives the shape {shape.tolist()}, not {list(target.shape)}")
         buffers = [(ctypes.c_void_p * 1)(self._buffer(array)) for array in (source, target)]
-        return self._compiled, index, ctypes.c_size_t(1), buffers[0], ctypes.c_size_t(1), buffers[1]
+        return Part(index, buffers[0], buffers[1], math.prod(target.shape[:-1]))
 
     def _buffer(self, array: Array) -> int | None:
         """A tensor buffer over ``array``'s own memory."""
@@ -109,27 +139,31 @@ class LiteRtCpu:
         )  # fmt: skip
         return made.value
 
-    def native(self) -> tuple[Any, list[tuple[int, ...]]]:
-        """LiteRT's run function, and per layer (model, signature, input buffers, output buffers, what the next
-        layer will answer into, its size): addresses, 0 where that is what this one answered into."""
-        table: list[tuple[int, ...]] = []
+    def native(self) -> tuple[Any, int, list[tuple[list[tuple[int, ...]], int, int]]]:
+        """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows), and
+        what the next layer will answer into with its size, 0 where that is what this one answered into. All but
+        numbers are addresses."""
+        table: list[tuple[list[tuple[int, ...]], int, int]] = []
         places = [*self._answers[1:], (0, 0)]
         # Where the signatures begin again another lane does, whose answer may not have been read yet.
-        signatures = [index.value for _, index, *_ in self._layers]
+        signatures = [parts[0].signature.value for parts in self._layers]
         lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
-        for layer, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
-            model, index, _, inputs, _, outputs = layer
-            claimed = (0, 0) if last or at == own else (at, size)
-            table.append((model.value or 0, index.value, ctypes.addressof(inputs), ctypes.addressof(outputs), *claimed))
-        return self._run, table
+        for parts, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
+            found: list[tuple[int, ...]] = [
+                (p.signature.value, ctypes.addressof(p.source), ctypes.addressof(p.target), p.rows) for p in parts
+            ]
+            table.append((found, *((0, 0) if last or at == own else (at, size))))
+        return self._run, self._compiled.value or 0, table
 
     def run(self, layer: int) -> None:
-        if self._run(*self._layers[layer]) != 0:
-            raise RuntimeError("LiteRT could not run the layer")
+        one = ctypes.c_size_t(1)
+        for part in self._layers[layer]:
+            if self._run(self._compiled, part.signature, one, part.source, one, part.target) != 0:
+                raise RuntimeError("LiteRT could not run the layer")
 
     def _close(self) -> None:
-        for _, _, _, inputs, _, outputs in self._layers:
-            for buffer in (inputs[0], outputs[0]):
+        for part in (part for parts in self._layers for part in parts):
+            for buffer in (part.source[0], part.target[0]):
                 self._library.LiteRtDestroyTensorBuffer(ctypes.c_void_p(buffer))
         self._layers = []
 

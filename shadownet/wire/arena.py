@@ -5,8 +5,9 @@ crash whoever reads it) and handed over as a descriptor: it has no name that cou
 
 The first page is the call record. Requests are numbered; up to two are out at a time, and the number's parity says
 which of two slots is whose: the enclave writes ``layer`` and then ``request``, the newest number; the accelerator
-serves them in order and writes ``status`` and then ``reply``, the number it has served. After each a byte goes into a
-pipe, so the other side may poll the counter for a while and then sleep. Everything in it is untrusted: the enclave
+serves them in order and writes ``status`` and then ``reply``, the number it has served. Before that it may say in
+``progress`` how many rows of the answer are there (the request's number, shifted by 24, and the rows). After each a
+byte goes into a pipe, so the other side may poll for a while and then sleep. Everything in it is untrusted: the enclave
 reads a field once per look.
 """
 
@@ -33,7 +34,8 @@ ALIGN = 64  # LiteRT's host-memory buffers want this, and cache lines do
 MAX_ARENA = 1 << 34
 
 _REQUEST, _LAYER, _REPLY, _STATUS = 0, 1, 8, 9  # u64 words; request and reply on cache lines of their own
-_SLOTS = 2  # words each of layer and status
+PROGRESS = 11  # written and read by the loops in C only
+_SLOTS = 2  # words each of layer, status and progress
 OK, FAILED = 0, 1
 
 
