@@ -8,8 +8,10 @@ band, so layers with more weights than answers are left alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,20 +51,19 @@ class _Vertical:
 
 
 def split(content: bytes) -> tuple[bytes, dict[str, list[Band]]]:
-    """A public model with signatures for bands, and the bands by layer; ``content`` itself and {} if there are none."""
+    """A public model with signatures for bands, and the bands by layer; ``content`` itself and {} if there are none, or
+    if it is no model: LiteRT will say so."""
     if len(content) > MAX_FILE:
         return content, {}
-    model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
-    found = {}
-    for signature in list(model.signatureDefs or []):
-        bands = _Layer(model, signature).bands()
-        if bands:
-            found[_text(signature.signatureKey)] = bands
-    if not found:
-        return content, {}
-    builder = flatbuffers.Builder(len(content) + (1 << 20))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output()), found
+    with contextlib.suppress(ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
+        model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+        layers = {_text(s.signatureKey): _Layer(model, s) for s in model.signatureDefs or []}
+        found = {name: bands for name, layer in layers.items() if (bands := layer.bands())}
+        if found:
+            builder = flatbuffers.Builder(len(content) + (1 << 20))
+            builder.Finish(model.Pack(builder), b"TFL3")
+            return bytes(builder.Output()), found
+    return content, {}
 
 
 class _Layer:
@@ -87,7 +88,7 @@ class _Layer:
         edges = [round(target[1] * k / count) for k in range(count + 1)]
         planned = [_band(vertical, source, target, *rows) for rows in itertools.pairwise(edges)]
         row_in, row_out = (4 * shape[2] * shape[3] for shape in (source, target))
-        if any(band.first == band.last or band.begin * row_in % _ALIGN or band.first * row_out % _ALIGN
+        if any(band.source[1] < 1 or band.begin * row_in % _ALIGN or band.first * row_out % _ALIGN
                for band, _ in planned):  # fmt: skip
             return []
         return [replace(band, signature=self._write(vertical, band, pads)) for band, pads in planned]

@@ -99,7 +99,8 @@ def test_layers_that_are_not_worth_it_or_not_understood_stay_whole() -> None:
     small = layer((16, 16), 16, [16], 3, 1, 1, SAME)
     heavy = layer((16, 16), 512, [1024], 3, 1, 1, SAME)  # more weights than answers
     uneven = layer((67, 67), 5, [33], 3, 1, 1, VALID)  # rows that begin where LiteRT takes no buffer
-    for content in (small, heavy, uneven):
+    padding = layer((8, 64), 64, [64], 1, 1, 1, VALID, ((0, 40), (0, 0)))  # rows made of nothing else
+    for content in (small, heavy, uneven, padding, b"", small[:300], bytes(64), small[: len(small) // 2]):
         assert bands.split(content) == (content, {})
 
 
