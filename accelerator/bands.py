@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import os
 import struct
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import flatbuffers
@@ -50,20 +52,21 @@ class _Vertical:
     pads: tuple[tuple[int, int], tuple[int, int]]
 
 
-def split(content: bytes) -> tuple[bytes, dict[str, list[Band]]]:
-    """A public model with signatures for bands, and the bands by layer; ``content`` itself and {} if there are none, or
-    if it is no model: LiteRT will say so."""
-    if len(content) > MAX_FILE:
-        return content, {}
+def split(path: str) -> tuple[bytes, dict[str, list[Band]]]:
+    """A public model with signatures for bands, and the bands by layer; b"" and {} if there are none, or if the file is
+    no model: LiteRT will say so. Raises ``OSError``."""
+    if os.stat(path).st_size > MAX_FILE:
+        return b"", {}
     with contextlib.suppress(ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
-        model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+        content = bytearray(Path(path).read_bytes())
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
         layers = {_text(s.signatureKey): _Layer(model, s) for s in model.signatureDefs or []}
         found = {name: bands for name, layer in layers.items() if (bands := layer.bands())}
         if found:
             builder = flatbuffers.Builder(len(content) + (1 << 20))
             builder.Finish(model.Pack(builder), b"TFL3")
             return bytes(builder.Output()), found
-    return content, {}
+    return b"", {}
 
 
 class _Layer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,16 @@ class LiteRtCpu:
         self._signatures = 0
         environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
         self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(environment))
-        self._content, self._bands = bands.split(Path(model).read_bytes())  # LiteRT reads it where it is
-        size = ctypes.c_size_t(len(self._content))
-        self._call("LiteRtCreateModelFromBuffer", environment, self._content, size, ctypes.byref(loaded))
+        # Where our threads take all cores, an enclave that works meanwhile would only be in their way.
+        if num_threads < (os.cpu_count() or 1):
+            self._content, self._bands = bands.split(model)
+        else:
+            self._content, self._bands = b"", {}
+        if self._bands:
+            size = ctypes.c_size_t(len(self._content))  # LiteRT reads it where it is
+            self._call("LiteRtCreateModelFromBuffer", environment, self._content, size, ctypes.byref(loaded))
+        else:
+            self._call("LiteRtCreateModelFromFile", environment, model.encode(), ctypes.byref(loaded))
         self._call("LiteRtCreateOptions", ctypes.byref(options))
         self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
         self._keep = _payload(self, options, num_threads, _FORCE_FP16 if fp16 else 0)
