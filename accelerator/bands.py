@@ -85,7 +85,7 @@ class _Layer:
         count = min(MOST, int(np.prod(target, dtype=np.int64)) // LEAST)
         if len(source) != 4 or len(target) != 4 or source[0] != 1 or target[0] != 1 or not 2 <= count <= target[1]:
             return []
-        vertical = self._vertical(source)
+        vertical = self._vertical(target[1])
         if vertical is None or self._weights() > int(np.prod(target)) or target[1] * target[2] >= ROWS:
             return []
         edges = [round(target[1] * k / count) for k in range(count + 1)]
@@ -96,9 +96,10 @@ class _Layer:
             return []
         return [replace(band, signature=self._write(vertical, band, pads)) for band, pads in planned]
 
-    def _vertical(self, source: tuple[int, ...]) -> _Vertical | None:
-        """None for what is not understood."""
-        pads: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
+    def _vertical(self, height: int) -> _Vertical | None:
+        """None for what is not understood: all but a PAD of the input, convolutions that read the same of it, and what
+        joins their results without moving rows; ``height`` is the number of output rows."""
+        read, pads = int(self.graph.inputs[0]), ((0, 0), (0, 0))
         found: set[_Vertical] = set()
         for op in self.graph.operators:
             kind = self._kind(op)
@@ -106,14 +107,21 @@ class _Layer:
                 amounts = self._constant(int(op.inputs[1])).reshape(-1, 2).tolist()
                 if len(amounts) != 4 or amounts[0] != [0, 0] or amounts[3] != [0, 0]:
                     return None
-                pads = ((amounts[1][0], amounts[1][1]), (amounts[2][0], amounts[2][1]))
-            elif kind in _CONVOLUTIONS:
-                found.add(self._geometry(op, source, pads))
-            elif kind not in (schema.BuiltinOperator.RESHAPE, schema.BuiltinOperator.CONCATENATION):
+                read, pads = int(op.outputs[0]), (tuple(amounts[1]), tuple(amounts[2]))
+                continue
+            made = self._shape(int(op.outputs[0]))
+            if len(made) != 4 or made[:2] != (1, height):
+                return None
+            if kind in _CONVOLUTIONS and int(op.inputs[0]) == read:
+                found.add(self._geometry(op, pads))
+            elif kind != schema.BuiltinOperator.RESHAPE and not self._joins_channels(op):
                 return None
         return found.pop() if len(found) == 1 else None
 
-    def _geometry(self, op: Any, source: tuple[int, ...], pads: tuple[tuple[int, int], ...]) -> _Vertical:
+    def _joins_channels(self, op: Any) -> bool:
+        return self._kind(op) == schema.BuiltinOperator.CONCATENATION and int(op.builtinOptions.axis) in (3, -1)
+
+    def _geometry(self, op: Any, pads: tuple[tuple[int, int], ...]) -> _Vertical:
         options, kernel = op.builtinOptions, self._shape(int(op.inputs[1]))[1:3]
         inner, reached = self._shape(int(op.inputs[0])), self._shape(int(op.outputs[0]))
         strides, dilations = (options.strideH, options.strideW), (options.dilationHFactor, options.dilationWFactor)

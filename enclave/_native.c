@@ -108,7 +108,7 @@ static int answered(const Link *link, uint64_t sequence) {
 }
 
 /* How many of `rows` rows of the answer to a request are there, as the accelerator says: a hint that it may be worth
- * looking at them. Before the reply not all are, and where the last one is known whole blocks of 16 count. */
+ * looking at them. Before the reply that is never all of them, and a multiple of 16. */
 static int64_t ready(const Link *link, uint64_t sequence, int64_t rows) {
     if (answered(link, sequence)) return rows;
     const uint64_t word = __atomic_load_n(link->record + PROGRESS + sequence % SLOTS, __ATOMIC_ACQUIRE);

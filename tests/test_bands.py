@@ -24,6 +24,7 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 def layer(
     size: tuple[int, int], channels: int, filters: list[int], kernel: int, stride: int, dilation: int, padding: int,
     pads: tuple[tuple[int, int], tuple[int, int]] | None = None, depthwise: bool = False,
+    join: int = 3,
 ) -> bytes:  # fmt: skip
     """A layer as in a public model: an optional PAD, convolutions that read the same, joined if there are several."""
     rng = np.random.default_rng(0)
@@ -51,8 +52,9 @@ def layer(
         graph.op("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", [source, w, b], [parts[-1]], options, version=2)
     y = parts[0]
     if len(parts) > 1:
-        y = graph.tensor("joined", (1, height, width, sum(filters)))
-        graph.op("CONCATENATION", parts, [y], schema.ConcatenationOptionsT(axis=3))
+        several = (1, height, width, sum(filters)) if join == 3 else (1, height * len(parts), width, filters[0])
+        y = graph.tensor("joined", several)
+        graph.op("CONCATENATION", parts, [y], schema.ConcatenationOptionsT(axis=join))
     graph.interface([x], [y])
     writer.signature("layer", graph, {"x": x}, {"y": y})
     return writer.finish()
@@ -107,7 +109,9 @@ def test_layers_that_are_not_worth_it_or_not_understood_stay_whole(tmp_path: Pat
     heavy = layer((16, 16), 512, [1024], 3, 1, 1, SAME)  # more weights than answers
     uneven = layer((67, 67), 5, [33], 3, 1, 1, VALID)  # rows that begin where LiteRT takes no buffer
     padding = layer((8, 64), 64, [64], 1, 1, 1, VALID, ((0, 40), (0, 0)))  # rows made of nothing else
-    for content in (small, heavy, uneven, padding, b"", small[:300], bytes(64), small[: len(small) // 2]):
+    joined = layer((64, 64), 16, [16, 16], 3, 1, 1, SAME, join=1)  # rows that move
+    assert split(layer((64, 64), 16, [16, 16], 3, 1, 1, SAME), tmp_path)[1]
+    for content in (small, heavy, uneven, padding, joined, b"", small[:300], bytes(64), small[: len(small) // 2]):
         assert split(content, tmp_path) == (b"", {})
 
 

@@ -1,9 +1,9 @@
 """LiteRT on the CPU (XNNPACK) through its C library, reading and writing the shared arena without a copy.
 
 One compiled model holds a signature per layer, and some for bands of rows (:mod:`accelerator.bands`); its tensor
-buffers are host-memory buffers over the arena. The
-Python interface cannot make such buffers with more than one dimension, hence ctypes. The declarations follow
-``litert/c/*.h`` of LiteRT 2.3; with other versions :mod:`accelerator.backends.interpreter` takes over.
+buffers are host-memory buffers over the arena. The Python interface cannot make such buffers with more than one
+dimension, hence ctypes. The declarations follow ``litert/c/*.h`` of LiteRT 2.3; with other versions
+:mod:`accelerator.backends.interpreter` takes over.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class LiteRtCpu:
         """``fp16`` has XNNPACK compute in half precision, emulated where the processor has none."""
         self.precision = "fp16" if fp16 else "float32"
         self._library = _load()
-        self._signatures = 0
         environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
         self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(environment))
         # Where our threads take all cores, an enclave that works meanwhile would only be in their way.
