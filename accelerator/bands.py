@@ -21,8 +21,9 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from shadownet.wire.arena import ALL_ROWS
+
 MOST = 4  # bands of a layer
-ROWS = 1 << 24  # positions: what a word of progress holds
 LEAST = 1 << 15  # values of an answer in a band: fewer are finished in less time than a call takes
 MAX_FILE = 1 << 28  # larger models run as they are: a copy is made here
 _ALIGN = 64  # bytes; LiteRT wants buffers to begin so
@@ -86,7 +87,7 @@ class _Layer:
         if len(source) != 4 or len(target) != 4 or source[0] != 1 or target[0] != 1 or not 2 <= count <= target[1]:
             return []
         vertical = self._vertical(target[1])
-        if vertical is None or self._weights() > int(np.prod(target)) or target[1] * target[2] >= ROWS:
+        if vertical is None or self._weights() > int(np.prod(target)) or target[1] * target[2] >= ALL_ROWS:
             return []
         edges = [round(target[1] * k / count) for k in range(count + 1)]
         planned = [_band(vertical, source, target, *rows) for rows in itertools.pairwise(edges)]

@@ -12,6 +12,7 @@ class _Part(ctypes.Structure):
         ("signature", ctypes.c_uint64),
         ("input", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
+        ("needs", ctypes.c_uint64),
         ("rows", ctypes.c_uint64),
     )
 

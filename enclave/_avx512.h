@@ -71,6 +71,7 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
  * them, [block][16 columns][row][column], one straight stream. */
 AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push) {
     const int64_t n = f->n;
+    const int streamed = streams(f);
     for (int64_t b = first / 16; b < first / 16 + blocks; b++) {
         const float *y = f->copy + (b * 16 - first) * f->slots;
         for (int64_t i = 0; i < n; i += 16) {
@@ -99,16 +100,19 @@ AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks,
             const __m512 gain = f->gain ? _mm512_maskz_loadu_ps(some, f->gain + i) : _mm512_setzero_ps();
             const __m512 shift = f->gain ? _mm512_maskz_loadu_ps(some, f->shift + i) : _mm512_setzero_ps();
             UNROLL for (int r = 0; r < 16; r++) {
-                const int64_t at = (b * 16 + r) * n + i, streamed = (b * n + i) * 16 + r * width;
+                const int64_t at = (b * 16 + r) * n + i, place = (b * n + i) * 16 + r * width;
                 __m512 t = _mm512_add_ps(v[r], bias);
-                if (pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, pop + streamed));
+                if (pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, pop + place));
                 t = activate16(t, f->first);
                 if (f->gain) t = _mm512_fmadd_ps(t, gain, shift);
                 if (f->residual) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->residual + at));
                 t = activate16(t, f->second);
                 if (f->result) _mm512_mask_storeu_ps(f->result + at, some, t);
-                if (push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, push + streamed));
-                if (f->send) _mm512_mask_storeu_ps(f->send + at, some, t);
+                if (push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, push + place));
+                if (streamed)
+                    _mm512_stream_ps(f->send + at, t);
+                else if (f->send)
+                    _mm512_mask_storeu_ps(f->send + at, some, t);
                 if (f->keep) _mm512_mask_storeu_ps(f->keep + at, some, t);
             }
         }

@@ -21,8 +21,8 @@
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
-enum { ROW_BITS = 24 }; /* of a word of progress; the others are the request's number */
+enum { REQUEST = 0, LAYER = 1, SENT = 3, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
 enum { PART = 32768 }; /* bytes of an answer that are taken and finished before the next ones are looked at */
@@ -61,7 +61,8 @@ typedef struct {
     Activation second;
     float *result;                /* private [rows, n], or NULL when only the next layer needs it */
     float *send;                  /* shared [rows, n]: the next layer's input, or NULL */
-    int64_t claim;                /* whether `send` is not what the accelerator reads meanwhile */
+    int64_t apart;                /* whether neither `send` nor the next answer lies where the accelerator reads or
+                                   * writes meanwhile, so that it may begin with the next layer */
     int64_t push;                 /* [rows, n] added to what is sent: byte offset into the masks, -1 for none */
     float *keep;                  /* private [rows, n]: what is sent once more, for the next layer's check, or NULL */
     const Check *check;           /* of this layer's answer, or NULL */
@@ -85,6 +86,19 @@ typedef struct {
 static const float *at(const char *masks, int64_t offset) {
     return offset < 0 ? 0 : (const float *)(masks + offset);
 }
+
+static int have_avx512(void) {
+#if HAVE_AVX512
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#else
+    return 0;
+#endif
+}
+
+/* Whether what is sent goes past the caches, as whole lines: to take over those that the other core has read costs five
+ * times as much where the two share no cache. */
+static int streams(const Finish *f) { return have_avx512() && f->send && f->n % 16 == 0; }
 
 #include "_avx512.h"
 
@@ -113,7 +127,7 @@ static int64_t ready(const Link *link, uint64_t sequence, int64_t rows) {
     if (answered(link, sequence)) return rows;
     const uint64_t word = __atomic_load_n(link->record + PROGRESS + sequence % SLOTS, __ATOMIC_ACQUIRE);
     if (word >> ROW_BITS != (sequence & (UINT64_MAX >> ROW_BITS))) return 0; /* another request's */
-    const int64_t said = (int64_t)(word & ((1 << ROW_BITS) - 1)), most = rows - 1;
+    const int64_t said = (int64_t)(word & ALL), most = rows - 1;
     return (said < most ? said : most) / 16 * 16;
 }
 
@@ -140,6 +154,7 @@ typedef struct {
     int64_t count, next; /* the step that runs; count when there is nothing to run */
     const char *masks;
     uint64_t sequence; /* of the request that is out, 0 for none */
+    uint64_t ahead;    /* of the request for the step after that one, whose input is still being written; 0 for none */
     int64_t asked;
 } Lane;
 
@@ -163,12 +178,24 @@ static inline void claim(Stream *s) {
     for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) *(volatile char *)(uintptr_t)s->next = 0;
 }
 
-/* Ask for a layer. At most SLOTS requests are out at a time; their numbers tell which slot is whose. */
-static int ask(Link *link, int64_t layer) {
+/* Say how many rows of the input of request number `sequence` are there, or that ALL are. What was written past the caches comes first. */
+static void publish(const Link *link, uint64_t sequence, int64_t rows) {
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();
+#endif
+    __atomic_store_n(link->record + SENT + sequence % SLOTS, sequence << ROW_BITS | (uint64_t)rows, __ATOMIC_RELEASE);
+}
+
+static int ring(const Link *link) { return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK; } /* or full */
+
+/* Ask for a layer of whose input `rows` rows are there. At most SLOTS requests are out at a time; their numbers tell
+ * which slot is whose. */
+static int ask(Link *link, int64_t layer, int64_t rows) {
     const uint64_t sequence = ++link->sequence;
     ((volatile uint64_t *)link->record)[LAYER + sequence % SLOTS] = (uint64_t)layer;
+    publish(link, sequence, rows);
     __atomic_store_n(link->record + REQUEST, sequence, __ATOMIC_RELEASE);
-    return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK; /* full: it has rung */
+    return ring(link);
 }
 
 /* What there is to do meanwhile: take over what will be written, fetch the masks. */
@@ -291,15 +318,6 @@ CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, fl
     }
 }
 
-static int have_avx512(void) {
-#if HAVE_AVX512
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-    return 0;
-#endif
-}
-
 /* Positions per block in which masks must be laid out; 1 is the plain layout. */
 int64_t sn_block(void) { return have_avx512() ? 16 : 1; }
 
@@ -361,7 +379,8 @@ CLONES static void send_rows(const Send *s, const float *mask) {
 
 static const Check *check_of(const Finish *f) { return f->check && f->check->active ? f->check : 0; }
 
-/* Run what needs no accelerator, then ask for the next layer, whose check is prepared while it works. */
+/* Run what needs no accelerator, then ask for the next layer unless that was done ahead; its check is prepared while it
+ * works. */
 static int start_layer(Link *link, Lane *lane) {
     for (; lane->next < lane->count && lane->steps[lane->next].kind == SEND; lane->next++) {
         const Send *s = &lane->steps[lane->next].send;
@@ -369,12 +388,13 @@ static int start_layer(Link *link, Lane *lane) {
         send_rows(s, at(lane->masks, s->push));
         link->sending_ns += now_ns() - start;
     }
-    lane->sequence = 0;
+    const uint64_t ahead = lane->ahead;
+    lane->sequence = lane->ahead = 0;
     if (lane->next == lane->count) return OK;
     const Finish *f = &lane->steps[lane->next].finish;
     lane->asked = now_ns();
-    const int outcome = ask(link, f->layer);
-    lane->sequence = link->sequence;
+    const int outcome = ahead ? ring(link) : ask(link, f->layer, ALL); /* what is asleep waits for the whole input */
+    lane->sequence = ahead ? ahead : link->sequence;
     if (outcome != OK || !check_of(f)) return outcome;
     const int64_t start = now_ns();
     expect(check_of(f), have_avx512());
@@ -382,14 +402,35 @@ static int start_layer(Link *link, Lane *lane) {
     return OK;
 }
 
+/* The step after this one, if the accelerator may begin with it while its input is still being written. With a second
+ * lane it has something to do anyway. */
+static const Finish *step_ahead(const Lane *lane, int64_t lanes) {
+    if (lanes > 1 || lane->next + 1 >= lane->count) return 0;
+    const Step *step = lane->steps + lane->next, *following = step + 1;
+    return step->finish.apart && following->kind == FINISH ? &following->finish : 0;
+}
+
+/* `rows` rows of the next layer's input are there: tell, and ask for it when the first ones are. */
+static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t rows) {
+    const int whole = rows == lane->steps[lane->next].finish.rows;
+    rows = whole ? ALL : rows < ALL ? rows : ALL - 1;
+    if (lane->ahead) {
+        publish(link, lane->ahead, rows);
+        return OK;
+    }
+    const int outcome = ask(link, following->layer, rows);
+    lane->ahead = link->sequence;
+    return outcome;
+}
+
 /* Take the answer and finish the layer. */
-static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
-    const Finish *f = &lane->steps[lane->next].finish;
+static int end_layer(Link *link, Lane *lane, int64_t lanes, float *row, const float *zeros) {
+    const Finish *f = &lane->steps[lane->next].finish, *following = step_ahead(lane, lanes);
     const int64_t size = f->rows * f->n;
     const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
-    Chores chores = {stream(f->claim ? f->send : 0, size), stream(pop, size), stream(push, size)};
+    Chores chores = {stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size), stream(push, size)};
     /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
-    const int64_t patience = f->send && !f->claim ? f->rows - 1 : 0;
+    const int64_t patience = f->send && !f->apart ? f->rows - 1 : 0;
     /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
     const Check *check = check_of(f);
     double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
@@ -400,13 +441,15 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
         }
         const int64_t start = now_ns();
         const Part part = part_from(f, first, there);
-        const int outcome = take(f, check, part, &allowed);
+        int outcome = take(f, check, part, &allowed);
         const int64_t taken = now_ns();
         link->reading_ns += taken - start;
         if (outcome != OK) return outcome;
         finish(f, part, row, zeros, pop, push);
         link->finishing_ns += now_ns() - taken;
         first += part.count;
+        if (following) outcome = send_ahead(link, lane, following, first);
+        if (outcome != OK) return outcome;
         skip(&chores.send, first * f->n); /* or what was written would be cleared */
         skip(&chores.pop, first * f->n);
         skip(&chores.push, first * f->n);
@@ -431,7 +474,7 @@ int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zero
     for (Lane *l = lanes; l < lanes + count && outcome == OK; l++)
         if (!l->sequence && l->next < l->count) outcome = start_layer(link, lane = l);
     while (outcome == OK && (lane = oldest(lanes, count))) {
-        outcome = end_layer(link, lane, row, zeros);
+        outcome = end_layer(link, lane, count, row, zeros);
         if (outcome == OK) outcome = start_layer(link, lane);
         if (outcome == OK && !lane->sequence) {
             *which = lane - lanes;

@@ -30,7 +30,7 @@ STEP = np.dtype(
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
         ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
-        ("send", "u8"), ("claim", "i8"), ("push", "i8"), ("keep", "u8"), ("check", "u8"),
+        ("send", "u8"), ("apart", "i8"), ("push", "i8"), ("keep", "u8"), ("check", "u8"),
     ]
 )  # fmt: skip
 GEOMETRY = (
@@ -57,6 +57,7 @@ class Lane(ctypes.Structure):
         ("next", ctypes.c_int64),
         ("masks", ctypes.c_uint64),
         ("sequence", ctypes.c_uint64),
+        ("ahead", ctypes.c_uint64),
         ("asked", ctypes.c_int64),
     )
 

@@ -109,7 +109,7 @@ class Stretch:
             "send_rows": int(np.prod(shape[:-1])),
             "send_n": shape[-1],
             "order": self._pointer(layer.restore.order),
-            "target": native.address(self.link.input(layer.number, self._lane)),
+            "target": self._regions(layer)[0],
         }
         if layer.number in self._checks:
             step["send_keep"] = self._kept(position)
@@ -140,7 +140,7 @@ class Stretch:
             "rows": int(np.prod(shape[:-1])),
             "slots": slots,
             "n": shape[-1],
-            "answer": native.address(self.link.output(layer.number, self._lane)),
+            "answer": self._regions(layer)[1],
             "copy": native.address(self.link.private),
             "terms": layer.restore.slot.shape[0],
             "slot": arranged(layer.restore.slot),
@@ -160,14 +160,19 @@ class Stretch:
             if order is not None:
                 self.pop_orders[layer.number] = order
         if following is not None:
-            step["send"] = native.address(self.link.input(following.number, self._lane))
-            step["claim"] = int(step["send"] != native.address(self.link.input(layer.number, self._lane)))
+            own, others = self._regions(layer), self._regions(following)
+            step["send"], step["apart"] = others[0], int(own[0] != others[0] and own[1] != others[1])
             if following.number in self._checks:
                 step["keep"] = self._kept(position + 1)
             if following.masked:
                 self._patch("push", len(steps), following)
                 self.streamed_push.add(following.number)
         steps.append(step)
+
+    def _regions(self, layer: Layer) -> tuple[int, int]:
+        """Where the accelerator finds a layer's input and leaves its answer."""
+        views = self.link.input(layer.number, self._lane), self.link.output(layer.number, self._lane)
+        return native.address(views[0]), native.address(views[1])
 
     def _refer(self, step: dict[str, Any], row: int, name: str, tensor: int, size: int) -> None:
         if tensor in self._stored:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from accelerator import bands
+from shadownet.wire.arena import ALL_ROWS
 
 Array = np.ndarray[Any, Any]
 
@@ -42,11 +43,13 @@ class _RankedType(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Part:
-    """A signature with its tensor buffers, and the rows (positions) of the answer that it gives."""
+    """A signature with its tensor buffers, the rows (positions) of the input that must be there, from the first on, and
+    those of the answer that it gives."""
 
     signature: ctypes.c_size_t
     source: Any
     target: Any
+    needs: int
     rows: int
 
 
@@ -106,15 +109,15 @@ class LiteRtCpu:
         found = self._bands.get(signature, [])
         whole = (source.shape[2:], target.shape[2:], target.shape[1]) if source.ndim == target.ndim == 4 else ()
         if not found or whole != (found[0].source[2:], found[0].target[2:], found[-1].last) or source.shape[0] != 1:
-            return [self._open(signature, source, target)]
-        return [
-            self._open(
-                band.signature, source[:, band.begin : band.begin + band.source[1]], target[:, band.first : band.last]
-            )
-            for band in found
-        ]
+            return [self._open(signature, source, target, ALL_ROWS)]
+        parts = []
+        for band in found:
+            end = band.begin + band.source[1]
+            views = source[:, band.begin : end], target[:, band.first : band.last]
+            parts.append(self._open(band.signature, *views, end * source.shape[2]))
+        return parts
 
-    def _open(self, signature: str, source: Array, target: Array) -> Part:
+    def _open(self, signature: str, source: Array, target: Array, needs: int) -> Part:
         if signature not in self._index:
             raise ValueError(f"the model has no signature {signature!r}")
         index = ctypes.c_size_t(self._index[signature])
@@ -133,7 +136,7 @@ class LiteRtCpu:
         if tuple(shape) != target.shape:
             raise ValueError(f"layer {signature!r} gives the shape {shape.tolist()}, not {list(target.shape)}")
         buffers = [(ctypes.c_void_p * 1)(self._buffer(array)) for array in (source, target)]
-        return Part(index, buffers[0], buffers[1], math.prod(target.shape[:-1]))
+        return Part(index, buffers[0], buffers[1], min(needs, ALL_ROWS), math.prod(target.shape[:-1]))
 
     def _buffer(self, array: Array) -> int | None:
         """A tensor buffer over ``array``'s own memory."""
@@ -147,9 +150,9 @@ class LiteRtCpu:
         return made.value
 
     def native(self) -> tuple[Any, int, list[tuple[list[tuple[int, ...]], int, int]]]:
-        """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows), and
-        what the next layer will answer into with its size, 0 where that is what this one answered into. All but
-        numbers are addresses."""
+        """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows that it
+        needs, rows that it gives), and what the next layer will answer into with its size, 0 where that is what this one
+        answered into. All but numbers are addresses."""
         table: list[tuple[list[tuple[int, ...]], int, int]] = []
         places = [*self._answers[1:], (0, 0)]
         # Where the signatures begin again another lane does, whose answer may not have been read yet.
@@ -157,7 +160,8 @@ class LiteRtCpu:
         lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
         for parts, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
             found: list[tuple[int, ...]] = [
-                (p.signature.value, ctypes.addressof(p.source), ctypes.addressof(p.target), p.rows) for p in parts
+                (p.signature.value, ctypes.addressof(p.source), ctypes.addressof(p.target), p.needs, p.rows)
+                for p in parts
             ]
             table.append((found, *((0, 0) if last or at == own else (at, size))))
         return self._run, self._compiled.value or 0, table

@@ -4,11 +4,12 @@ The arena is an anonymous memfd, created by the enclave, sealed against resizing
 crash whoever reads it) and handed over as a descriptor: it has no name that could be left behind.
 
 The first page is the call record. Requests are numbered; up to two are out at a time, and the number's parity says
-which of two slots is whose: the enclave writes ``layer`` and then ``request``, the newest number; the accelerator
-serves them in order and writes ``status`` and then ``reply``, the number it has served. Before that it may say in
-``progress`` how many rows of the answer are there (the request's number, shifted by 24, and the rows). After each a
-byte goes into a pipe, so the other side may poll for a while and then sleep. Everything in it is untrusted: the enclave
-reads a field once per look.
+which of two slots is whose: the enclave writes ``layer`` and ``sent`` and then ``request``, the newest number; the
+accelerator serves them in order and writes ``status`` and then ``reply``, the number it has served. ``sent`` says how many
+rows of the input are there (the request's number, shifted by 24, and the rows, or ``ALL_ROWS``): a layer may be asked for
+while its input is still being written. In the same way the accelerator may say in ``progress`` how many rows of the answer
+are there. After each but ``sent`` a byte goes into a pipe, so the other side may poll for a while and then sleep.
+Everything in it is untrusted: the enclave reads a field once per look.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ RECORD = 4096  # bytes reserved for the call record
 ALIGN = 64  # LiteRT's host-memory buffers want this, and cache lines do
 MAX_ARENA = 1 << 34
 
-_REQUEST, _LAYER, _REPLY, _STATUS = 0, 1, 8, 9  # u64 words; request and reply on cache lines of their own
+_REQUEST, _LAYER, _SENT, _REPLY, _STATUS = 0, 1, 3, 8, 9  # u64 words; request and reply on cache lines of their own
 PROGRESS = 11  # written and read by the loops in C only
-_SLOTS = 2  # words each of layer, status and progress
+_SLOTS = 2  # words each of layer, sent, status and progress
+_ROW_BITS = 24
+ALL_ROWS = (1 << _ROW_BITS) - 1
 OK, FAILED = 0, 1
 
 
@@ -153,6 +156,11 @@ def pipe() -> tuple[int, int]:
     return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
 
+def _all_of(request: int) -> int:
+    """The word that says that all of a request's input is there."""
+    return (request << _ROW_BITS | ALL_ROWS) & (1 << 64) - 1
+
+
 class Caller:
     """The enclave's side of the call record."""
 
@@ -164,6 +172,7 @@ class Caller:
         words, seq = self._words, self.sequence + 1
         self.sequence = seq
         words[_LAYER + seq % _SLOTS] = layer
+        words[_SENT + seq % _SLOTS] = _all_of(seq)
         words[_REQUEST] = seq
         self._bell.ring()
         before = seq - 1
@@ -182,9 +191,10 @@ class Callee:
         self._words, self._bell, self.done = words, bell, 0
 
     def next(self) -> int | None:
-        """Wait for a request and return its layer, or None when the control socket stirs."""
+        """Wait for a request and all of its input; returns its layer, or None when the control socket stirs."""
         words, done = self._words, self.done
-        if self._bell.wait(lambda: words[_REQUEST] != done, None) == "socket":
+        slot, whole = _SENT + (done + 1) % _SLOTS, _all_of(done + 1)
+        if self._bell.wait(lambda: words[_REQUEST] != done and words[slot] == whole, None) == "socket":
             return None
         self.done += 1
         return words[_LAYER + self.done % _SLOTS]
