@@ -5,6 +5,9 @@
  * checks, leaves blocks of 16 rows transposed in private memory, and the second transposes its results back.
  */
 #if HAVE_AVX512
+#ifndef AHEAD
+#define AHEAD 1024
+#endif
 /* Copy whole blocks of 16 rows, transposed to [block][slot][16]; returns whether every value is finite. With a check,
  * its left-hand sides are made on the way: `sums` [VECTORS, rows] from the first of these rows on. */
 AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blocks, int64_t slots, const Check *check,
@@ -17,6 +20,8 @@ AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blo
             const int64_t width = slots - s < 16 ? slots - s : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
             __m512 v[16];
+            if (b + 1 < blocks)
+                UNROLL for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(shared + 16 * (slots + s + r)), _MM_HINT_T0);
             UNROLL for (int r = 0; r < 16; r++) {
                 v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots + s);
                 worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
@@ -101,6 +106,8 @@ AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks,
             const __m512 shift = f->gain ? _mm512_maskz_loadu_ps(some, f->shift + i) : _mm512_setzero_ps();
             UNROLL for (int r = 0; r < 16; r++) {
                 const int64_t at = (b * 16 + r) * n + i, place = (b * n + i) * 16 + r * width;
+                if (pop) _mm_prefetch((const char *)(pop + place + AHEAD), _MM_HINT_T0);
+                if (push) _mm_prefetch((const char *)(push + place + AHEAD), _MM_HINT_T0);
                 __m512 t = _mm512_add_ps(v[r], bias);
                 if (pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, pop + place));
                 t = activate16(t, f->first);
