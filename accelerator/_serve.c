@@ -12,13 +12,15 @@ enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the oth
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 enum { OK = 0, FAILED = 1, WAITED = 2 };
 
-/* LiteRtRunCompiledModel and its arguments for a part of a layer, which needs so many rows of the input and gives so many
- * of the answer. */
+/* LiteRtRunCompiledModel and its arguments for a part of a layer, which needs so many rows of the input, gives so many of
+ * the answer, and reads `size` bytes from `source` on. */
 typedef int (*Run)(void *model, uint64_t signature, uint64_t inputs, void **input, uint64_t outputs, void **output);
 typedef struct {
     uint64_t signature;
     void **input, **output;
     uint64_t needs, rows;
+    const char *source;
+    uint64_t size;
 } Part;
 typedef struct {
     const Part *parts;
@@ -81,6 +83,12 @@ static int have(const uint64_t *record, uint64_t request, uint64_t rows, Chore *
     return 1;
 }
 
+/* Load what a part will read into this core's cache, in order: a kernel that reads it in its own order waits for each
+ * line to come from the other core or from memory. */
+static void fetch(const Part *part) {
+    for (const char *at = part->source; at < part->source + part->size; at += 64) (void)*(const volatile char *)at;
+}
+
 /* Run a layer's parts, each as soon as its input is there, and tell after each but the last how many rows of the answer to
  * the request are. */
 static int run_layer(uint64_t *record, uint64_t request, Run run, void *model, const Layer *layer, int64_t ring,
@@ -90,6 +98,7 @@ static int run_layer(uint64_t *record, uint64_t request, Run run, void *model, c
     for (uint64_t p = 0; p < layer->count; p++) {
         const Part *part = layer->parts + p;
         if (!have(record, request, part->needs, &none, spin_ns)) return WAITED;
+        fetch(part);
         if (run(model, part->signature, 1, part->input, 1, part->output) != 0) return FAILED;
         if (p + 1 == layer->count) break;
         rows += part->rows;

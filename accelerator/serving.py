@@ -14,6 +14,8 @@ class _Part(ctypes.Structure):
         ("output", ctypes.c_void_p),
         ("needs", ctypes.c_uint64),
         ("rows", ctypes.c_uint64),
+        ("source", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
     )
 
 

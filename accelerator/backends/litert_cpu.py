@@ -43,14 +43,15 @@ class _RankedType(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Part:
-    """A signature with its tensor buffers, the rows (positions) of the input that must be there, from the first on, and
-    those of the answer that it gives."""
+    """A signature with its tensor buffers, the rows (positions) of the input that must be there, from the first on,
+    those of the answer that it gives, and the memory that it reads: address and bytes."""
 
     signature: ctypes.c_size_t
     source: Any
     target: Any
     needs: int
     rows: int
+    reads: tuple[int, int]
 
 
 class LiteRtCpu:
@@ -136,7 +137,8 @@ class LiteRtCpu:
         if tuple(shape) != target.shape:
             raise ValueError(f"layer {signature!r} gives the shape {shape.tolist()}, not {list(target.shape)}")
         buffers = [(ctypes.c_void_p * 1)(self._buffer(array)) for array in (source, target)]
-        return Part(index, buffers[0], buffers[1], min(needs, ALL_ROWS), math.prod(target.shape[:-1]))
+        reads = source.ctypes.data, source.nbytes
+        return Part(index, buffers[0], buffers[1], min(needs, ALL_ROWS), math.prod(target.shape[:-1]), reads)
 
     def _buffer(self, array: Array) -> int | None:
         """A tensor buffer over ``array``'s own memory."""
@@ -151,8 +153,8 @@ class LiteRtCpu:
 
     def native(self) -> tuple[Any, int, list[tuple[list[tuple[int, ...]], int, int]]]:
         """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows that it
-        needs, rows that it gives), and what the next layer will answer into with its size, 0 where that is what this one
-        answered into. All but numbers are addresses."""
+        needs, rows that it gives, memory that it reads, its size), and what the next layer will answer into with its
+        size, 0 where that is what this one answered into. All but numbers are addresses."""
         table: list[tuple[list[tuple[int, ...]], int, int]] = []
         places = [*self._answers[1:], (0, 0)]
         # Where the signatures begin again another lane does, whose answer may not have been read yet.
@@ -160,7 +162,7 @@ class LiteRtCpu:
         lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
         for parts, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
             found: list[tuple[int, ...]] = [
-                (p.signature.value, ctypes.addressof(p.source), ctypes.addressof(p.target), p.needs, p.rows)
+                (p.signature.value, ctypes.addressof(p.source), ctypes.addressof(p.target), p.needs, p.rows, *p.reads)
                 for p in parts
             ]
             table.append((found, *((0, 0) if last or at == own else (at, size))))
