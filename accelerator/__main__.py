@@ -37,9 +37,11 @@ class Worker:
 
     def serve(self) -> None:
         while True:
-            if self._callee and self._native:  # returns when nothing comes; then sleep in Python
+            layer = None
+            if self._callee and self._native:
                 self._callee.done = self._native.run(self._callee.done)
-            layer = self._callee.next() if self._callee else None
+            elif self._callee:
+                layer = self._callee.next()
             if layer is None:
                 self._control()
             else:
@@ -83,8 +85,9 @@ class Worker:
             self._enclave.send({"error": (str(error).splitlines() or ["?"])[0][:500]})
             return
         if self._recorder is None:
-            self._native = NativeLoop.create(self._backend, arena.address(), fds[2], self._spin_s, self._table())
-        bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), 0.0 if self._native else self._spin_s)
+            bells = fds[2], fds[1], self._enclave.fileno()
+            self._native = NativeLoop.create(self._backend, arena.address(), bells, self._spin_s, self._table())
+        bell = shared.Doorbell(fds[2], fds[1], self._enclave.fileno(), self._spin_s)
         self._callee = shared.Callee(arena.words(), bell)
         self._enclave.send({"ok": True, "precision": self._backend.precision})
 

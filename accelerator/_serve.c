@@ -1,16 +1,20 @@
 /* The accelerator's inner loop: wait for a request, run the layer, answer. Compiled at installation and optional;
- * accelerator/serving.py has the same loop in Python. */
+ * accelerator/__main__.py does the same in Python. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdint.h>
 #include <time.h>
 #include <unistd.h>
 
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 3, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
-enum { OK = 0, FAILED = 1, WAITED = 2 };
+enum { OK = 0, FAILED = 1, STIRRED = 2 };
 
 /* LiteRtRunCompiledModel and its arguments for a part of a layer, which needs so many rows of the input, gives so many of
  * the answer, and reads `size` bytes from `source` on. */
@@ -28,6 +32,18 @@ typedef struct {
     char *next; /* memory that the next layer will answer into, and its bytes; 0 if it must not be touched before */
     uint64_t size;
 } Layer;
+
+typedef struct {
+    uint64_t *record; /* shared */
+    Run run;
+    void *model;
+    const Layer *layers;
+    uint64_t count;
+    int64_t ring, wait, control; /* descriptors: two pipes, the enclave's socket */
+    int64_t spin_ns;
+    int64_t *calls;             /* the timeline's table, or NULL */
+    const cpu_set_t *elsewhere; /* cores that we may use, or NULL if our threads need all of them */
+} Server;
 
 /* What there is to do while waiting: take the cache lines of memory that will be written. */
 typedef struct {
@@ -59,28 +75,45 @@ static void relax(Chore *c) {
 #endif
 }
 
-/* Whether polling goes on: offers the core to others after a while, and ends after spin_ns. */
-static int patient(int spins, int64_t start, int64_t spin_ns) {
-    if ((spins & 63) != 63) return 1;
-    const int64_t waited = now_ns() - start;
-    if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the enclave first */
-    return waited <= spin_ns;
-}
-
 /* How many rows of the input of a request are there. */
 static uint64_t sent(const uint64_t *record, uint64_t request) {
     const uint64_t word = __atomic_load_n(record + SENT + request % SLOTS, __ATOMIC_ACQUIRE);
     return word >> ROW_BITS == (request & (UINT64_MAX >> ROW_BITS)) ? word & ALL : 0;
 }
 
-/* Wait for rows of the input; false if they do not come for spin_ns. */
-static int have(const uint64_t *record, uint64_t request, uint64_t rows, Chore *chore, int64_t spin_ns) {
-    const int64_t start = sent(record, request) < rows ? now_ns() : 0;
-    for (int spins = 0; sent(record, request) < rows; spins++) {
+/* Whether a request was made, and so many rows of its input are there. */
+static int arrived(const Server *s, uint64_t request, uint64_t rows) {
+    return __atomic_load_n(s->record + REQUEST, __ATOMIC_ACQUIRE) != request - 1 && (!rows || sent(s->record, request) >= rows);
+}
+
+/* Wait for that: poll for a while, then sleep until the enclave rings. STIRRED if the control socket did. */
+static int await(const Server *s, uint64_t request, uint64_t rows, Chore *chore) {
+    int64_t start = 0;
+    for (int spins = 0; !arrived(s, request, rows); spins++) {
         relax(chore);
-        if (!patient(spins, start, spin_ns)) return 0;
+        if ((spins & 63) != 63) continue;
+        const int64_t now = now_ns();
+        if (!start) start = now;
+        if (now - start > EAGER_NS) sched_yield(); /* somebody else may need this core more, the enclave first */
+        if (now - start <= s->spin_ns) continue;
+        struct pollfd fds[2] = {{(int)s->wait, POLLIN, 0}, {(int)s->control, POLLIN, 0}};
+        if (poll(fds, 2, -1) < 0 && errno != EINTR) return STIRRED;
+        if (fds[1].revents || fds[0].revents & ~POLLIN) return STIRRED;
+        char drain[4096]; /* before looking, so that no ring is lost */
+        if (fds[0].revents && read((int)s->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return STIRRED;
+        start = 0;
     }
-    return 1;
+    return OK;
+}
+
+/* Leave the core on which the enclave is, as it says, for another one that we may use: where both wait for each other
+ * on one core, the kernel may take milliseconds to notice. */
+static void step_aside(const Server *s) {
+    const uint64_t core = s->record[CORE]; /* counted from 1 */
+    if (!s->elsewhere || !core || core > CPU_SETSIZE || sched_getcpu() != (int)core - 1) return;
+    cpu_set_t others = *s->elsewhere;
+    CPU_CLR(core - 1, &others);
+    if (CPU_COUNT(&others)) (void)sched_setaffinity(0, sizeof others, &others); /* refused: we stay */
 }
 
 /* Load what a part will read into this core's cache, in order: a kernel that reads it in its own order waits for each
@@ -89,50 +122,44 @@ static void fetch(const Part *part) {
     for (const char *at = part->source; at < part->source + part->size; at += 64) (void)*(const volatile char *)at;
 }
 
+static int ring(const Server *s) { return write((int)s->ring, "!", 1) < 0 && errno != EAGAIN ? FAILED : OK; } /* or full */
+
 /* Run a layer's parts, each as soon as its input is there, and tell after each but the last how many rows of the answer to
  * the request are. */
-static int run_layer(uint64_t *record, uint64_t request, Run run, void *model, const Layer *layer, int64_t ring,
-                     int64_t spin_ns) {
+static int run_layer(const Server *s, uint64_t request, const Layer *layer) {
     uint64_t rows = 0;
     Chore none = {0, 0};
     for (uint64_t p = 0; p < layer->count; p++) {
         const Part *part = layer->parts + p;
-        if (!have(record, request, part->needs, &none, spin_ns)) return WAITED;
+        const int outcome = await(s, request, part->needs, &none);
+        if (outcome != OK) return outcome;
         fetch(part);
-        if (run(model, part->signature, 1, part->input, 1, part->output) != 0) return FAILED;
+        if (s->run(s->model, part->signature, 1, part->input, 1, part->output) != 0) return FAILED;
         if (p + 1 == layer->count) break;
         rows += part->rows;
-        __atomic_store_n(record + PROGRESS + request % SLOTS, request << ROW_BITS | rows, __ATOMIC_RELEASE);
-        if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return FAILED;
+        __atomic_store_n(s->record + PROGRESS + request % SLOTS, request << ROW_BITS | rows, __ATOMIC_RELEASE);
+        if (ring(s) != OK) return FAILED;
     }
     return OK;
 }
 
-/* Serve until no request has come, or no more of its input, for spin_ns; returns the last request served. `calls` may be
- * 0: no timeline. */
-uint64_t sn_serve(uint64_t *record, uint64_t done, Run run, void *model, const Layer *layers, uint64_t count,
-                  int64_t ring, int64_t spin_ns, int64_t *calls) {
-    int64_t start = now_ns();
+/* Serve until the control socket stirs; returns the last request served. */
+uint64_t sn_serve(const Server *s, uint64_t done) {
     Chore chore = {0, 0};
-    for (int spins = 0;; spins++) {
-        if (__atomic_load_n(record + REQUEST, __ATOMIC_ACQUIRE) == done) {
-            relax(&chore);
-            if (!patient(spins, start, spin_ns)) return done;
-            continue;
-        }
-        const uint64_t request = done + 1, layer = record[LAYER + request % SLOTS];
-        const int64_t begun = calls ? now_ns() : 0;
-        const int outcome = layer < count ? run_layer(record, request, run, model, layers + layer, ring, spin_ns) : FAILED;
-        if (outcome == WAITED) return done;
-        if (calls) note_call(calls, layer, begun);
-        record[STATUS + request % SLOTS] = (uint64_t)outcome;
-        __atomic_store_n(record + REPLY, request, __ATOMIC_RELEASE);
+    while (await(s, done + 1, 0, &chore) == OK) {
+        const uint64_t request = done + 1, layer = s->record[LAYER + request % SLOTS];
+        step_aside(s);
+        const int64_t begun = s->calls ? now_ns() : 0;
+        const int outcome = layer < s->count ? run_layer(s, request, s->layers + layer) : FAILED;
+        if (outcome == STIRRED) break;
+        if (s->calls) note_call(s->calls, layer, begun);
+        s->record[STATUS + request % SLOTS] = (uint64_t)outcome;
+        __atomic_store_n(s->record + REPLY, request, __ATOMIC_RELEASE);
         done = request;
-        if (write((int)ring, "!", 1) < 0 && errno != EAGAIN) return done; /* full: it has rung */
+        if (ring(s) != OK) break;
         /* The enclave has read the answer before the last one when it has sent all that this one was made of. */
-        const int free = layer < count && layers[layer].next && sent(record, request) == ALL;
-        chore = free ? (Chore){layers[layer].next, layers[layer].next + layers[layer].size} : (Chore){0, 0};
-        start = now_ns();
-        spins = 0;
+        const int free = layer < s->count && s->layers[layer].next && sent(s->record, request) == ALL;
+        chore = free ? (Chore){s->layers[layer].next, s->layers[layer].next + s->layers[layer].size} : (Chore){0, 0};
     }
+    return done;
 }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from typing import Any
+
+_CORES = 1024  # of a cpu_set_t
 
 
 class _Part(ctypes.Structure):
@@ -28,11 +31,27 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Server(ctypes.Structure):
+    _fields_ = (
+        ("record", ctypes.c_void_p),
+        ("run", ctypes.c_void_p),
+        ("model", ctypes.c_void_p),
+        ("layers", ctypes.POINTER(_Layer)),
+        ("count", ctypes.c_uint64),
+        ("ring", ctypes.c_int64),
+        ("wait", ctypes.c_int64),
+        ("control", ctypes.c_int64),
+        ("spin_ns", ctypes.c_int64),
+        ("calls", ctypes.c_void_p),
+        ("elsewhere", ctypes.c_char_p),
+    )
+
+
 class NativeLoop:
-    """Answers requests until none comes for a while. ``create`` returns None where that is impossible."""
+    """Answers requests until the control socket stirs. ``create`` returns None where that is impossible."""
 
     def __init__(
-        self, library: ctypes.CDLL, backend: Any, record: int, ring_fd: int, spin_s: float, calls: int
+        self, library: ctypes.CDLL, backend: Any, record: int, fds: tuple[int, int, int], spin_s: float, calls: int
     ) -> None:
         run, model, table = backend.native()
         self._parts = [(_Part * len(parts))(*(_Part(*part) for part in parts)) for parts, _, _ in table]
@@ -40,29 +59,32 @@ class NativeLoop:
         self._layers = (_Layer * len(table))(*layers)
         self._serve = library.sn_serve
         self._serve.restype = ctypes.c_uint64
-        self._serve.argtypes = (
-            ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64,
-            ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-        )  # fmt: skip
-        self._arguments = (
-            ctypes.cast(run, ctypes.c_void_p),
-            model,
-            self._layers,
-            len(table),
-            ring_fd,
-            int(spin_s * 1e9),
-            calls,
+        self._serve.argtypes = (ctypes.POINTER(_Server), ctypes.c_uint64)
+        address = ctypes.cast(run, ctypes.c_void_p).value
+        cores = _cores(backend.num_threads)
+        self._server = _Server(
+            record, address, model, self._layers, len(table), *fds, int(spin_s * 1e9), calls or None, cores
         )
-        self._record = record
 
     @classmethod
-    def create(cls, backend: Any, record: int, ring_fd: int, spin_s: float, calls: int) -> NativeLoop | None:
-        """``calls`` is the address of a :class:`~shadownet.wire.calls.CallLog`'s table, 0 for none."""
+    def create(
+        cls, backend: Any, record: int, fds: tuple[int, int, int], spin_s: float, calls: int
+    ) -> NativeLoop | None:
+        """``fds`` are pipes to ring and to be woken, and the enclave's socket; ``calls`` is the address of a
+        :class:`~shadownet.wire.calls.CallLog`'s table, 0 for none."""
         spec = importlib.util.find_spec("accelerator._serve")
         if spec is None or spec.origin is None or not hasattr(backend, "native"):
             return None
-        return cls(ctypes.CDLL(spec.origin), backend, record, ring_fd, spin_s, calls)
+        return cls(ctypes.CDLL(spec.origin), backend, record, fds, spin_s, calls)
 
     def run(self, done: int) -> int:
         """Serve from request number ``done`` on; returns the number of the last request served."""
-        return int(self._serve(self._record, done, *self._arguments))
+        return int(self._serve(self._server, done))
+
+
+def _cores(num_threads: int) -> bytes | None:
+    """The cores that this process may use, as a cpu_set_t; None if it needs all of them."""
+    allowed = os.sched_getaffinity(0)
+    if num_threads >= len(allowed) or max(allowed) >= _CORES:
+        return None
+    return sum(1 << core for core in allowed).to_bytes(_CORES // 8, "little")

@@ -4,6 +4,9 @@
  * fallback. Pointers and sizes come from the sealed program alone. Of shared memory two things are read: the call
  * record's counters and status, once per look, and each answer, once, into private memory.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <math.h>
 #include <poll.h>
@@ -21,7 +24,7 @@
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 3, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
@@ -193,6 +196,7 @@ static int ring(const Link *link) { return write((int)link->ring, "!", 1) < 0 &&
 static int ask(Link *link, int64_t layer, int64_t rows) {
     const uint64_t sequence = ++link->sequence;
     ((volatile uint64_t *)link->record)[LAYER + sequence % SLOTS] = (uint64_t)layer;
+    ((volatile uint64_t *)link->record)[CORE] = (uint64_t)(sched_getcpu() + 1);
     publish(link, sequence, rows);
     __atomic_store_n(link->record + REQUEST, sequence, __ATOMIC_RELEASE);
     return ring(link);

@@ -60,6 +60,7 @@ class LiteRtCpu:
     def __init__(self, model: str, num_threads: int, fp16: bool = False) -> None:
         """``fp16`` has XNNPACK compute in half precision, emulated where the processor has none."""
         self.precision = "fp16" if fp16 else "float32"
+        self.num_threads = num_threads
         self._library = _load()
         environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
         self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(environment))

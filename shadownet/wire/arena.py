@@ -8,7 +8,8 @@ which of two slots is whose: the enclave writes ``layer`` and ``sent`` and then 
 accelerator serves them in order and writes ``status`` and then ``reply``, the number it has served. ``sent`` says how many
 rows of the input are there (the request's number, shifted by 24, and the rows, or ``ALL_ROWS``): a layer may be asked for
 while its input is still being written. In the same way the accelerator may say in ``progress`` how many rows of the answer
-are there. After each but ``sent`` a byte goes into a pipe, so the other side may poll for a while and then sleep.
+are there. ``core`` is the processor on which the enclave runs, counted from 1, so that the accelerator can keep off it.
+After each but ``sent`` a byte goes into a pipe, so the other side may poll for a while and then sleep.
 Everything in it is untrusted: the enclave reads a field once per look.
 """
 
