@@ -106,14 +106,24 @@ class Worker:
             end += aligned(spec.nbytes)
         if self._arena is not None:
             self._arena.close()
-        self._apart = end  # bytes from one request's tensors to the next's
         self._room = PIPELINED_ROOM if self._executor.lanes > 1 else 1
         self._arena = Arena.create(end * self._room, "app")
         count = len(self._interface[0])
-        self._offsets = offsets[:count], offsets[count:]
+        self._views = [self._places(offsets, end * place) for place in range(self._room)]
         sides = [[spec.to_json() for spec in side] for side in self._interface]
-        places = {"offsets": self._offsets, "apart": self._apart, "room": self._room}
+        # From one request's tensors to the next's there are as many bytes as they take.
+        places = {"offsets": (offsets[:count], offsets[count:]), "apart": end, "room": self._room}
         return {"inputs": sides[0], "outputs": sides[1], **places}, self._arena
+
+    def _places(self, offsets: list[int], start: int) -> tuple[list[Array | None], list[Array | None]]:
+        """A request's tensors in the app's arena, inputs and outputs; None for strings, which go with the message."""
+        assert self._interface is not None and self._arena is not None
+        specs = (*self._interface[0], *self._interface[1])
+        views = [
+            None if spec.dtype == "string" else self._arena.array(start + offset, spec.shape, DTYPES[spec.dtype])
+            for spec, offset in zip(specs, offsets, strict=True)
+        ]
+        return views[: len(self._interface[0])], views[len(self._interface[0]) :]
 
     def invoke(self, count: int, strings: list[Array]) -> tuple[dict[str, Any], list[Array]]:
         """Run ``count`` requests: fixed-size tensors through the app's arena, others with the message."""
@@ -121,6 +131,8 @@ class Worker:
             raise errors.InputError("call allocate_tensors() first")
         if not 1 <= count <= self._room:
             raise errors.InputError("so many requests do not fit in one message")
+        if self._link is not None:
+            self._link.wake()
         waiting = iter(strings)
         attached: list[Array] = []
         shapes = []
@@ -130,24 +142,16 @@ class Worker:
         return {"shapes": shapes}, attached
 
     def _inputs(self, place: int, strings: Iterator[Array]) -> list[Array]:
-        assert self._interface is not None and self._arena is not None
-        inputs = []
-        for spec, offset in zip(self._interface[0], self._offsets[0], strict=True):
-            if spec.dtype == "string":
-                inputs.append(next(strings))
-            else:  # a private copy: the app may write while we read
-                at = place * self._apart + offset
-                inputs.append(np.array(self._arena.array(at, spec.shape, DTYPES[spec.dtype])))
-        return inputs
+        """Private copies: the app may write while we read."""
+        return [next(strings) if view is None else np.array(view) for view in self._views[place][0]]
 
     def _deliver(self, place: int, outputs: list[Array], attached: list[Array]) -> None:
-        assert self._interface is not None and self._arena is not None
-        for spec, offset, value in zip(self._interface[1], self._offsets[1], outputs, strict=True):
-            if spec.dynamic or spec.dtype == "string" or value.shape != spec.shape:
+        assert self._interface is not None
+        for spec, view, value in zip(self._interface[1], self._views[place][1], outputs, strict=True):
+            if spec.dynamic or view is None or value.shape != spec.shape:
                 attached.append(value.copy())  # it is valid until the next inference, and the message goes later
             else:
-                at = place * self._apart + offset
-                np.copyto(self._arena.array(at, spec.shape, DTYPES[spec.dtype]), value)
+                np.copyto(view, value)
 
     def prepare(self, sets: int) -> dict[str, Any]:
         if self._interface is None:

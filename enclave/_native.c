@@ -263,6 +263,17 @@ CLONES static int copy_finite(float *restrict private_, const float *restrict sh
     return worst != 0x7f800000u;
 }
 
+/* Whether all values are finite. */
+CLONES int sn_finite(const float *values, int64_t count) {
+    uint32_t worst = 0;
+    const uint32_t *bits = (const uint32_t *)values;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t exponent = bits[i] & 0x7f800000u;
+        worst = exponent > worst ? exponent : worst;
+    }
+    return worst != 0x7f800000u;
+}
+
 static inline __attribute__((always_inline)) void clamp_row(float *restrict t, float low, float high, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         const float v = t[i] < low ? low : t[i];

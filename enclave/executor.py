@@ -69,6 +69,7 @@ class Executor:
             layer.number: Checker(layer.public, public, layer.format.exact, self._rng)
             for layer in (program.layers if program.checked else [])
         }
+        self._all = dict.fromkeys(self._checkers, True)
         self._probes = [Probe(layer.public, public, layer.format.exact, self._rng) for layer in program.layers]
         self._geometries: list[Geometry] = []
         self._native_checks: dict[int, list[NativeCheck]] = {}  # by layer, one for each lane
@@ -313,10 +314,11 @@ class Executor:
 
     def _choose(self, lane: int) -> dict[int, bool]:
         """Choose the layer calls of an inference that are checked."""
+        if self._policy.share >= 1 or not self._checkers:
+            return self._all
         chosen = dict(zip(self._checkers, self._policy.chosen(len(self._checkers)), strict=True))
-        if self._policy.share < 1:
-            for number, checks in self._native_checks.items():
-                checks[lane].record["active"] = chosen[number]
+        for number, checks in self._native_checks.items():
+            checks[lane].record["active"] = chosen[number]
         return chosen
 
     def _segment(self, segment: Segment, tensors: dict[int, Array]) -> None:
@@ -367,16 +369,10 @@ def accept(entry: Entry, inputs: list[Array]) -> dict[int, Array]:
     """What an inference begins with, by tensor. Raises ``InputError`` for inputs that are not finite."""
     tensors = dict(entry.constants)
     for spec, value in zip(entry.inputs, inputs, strict=True):
-        if value.dtype.kind in "fc" and not _finite(value):
+        if value.dtype.kind in "fc" and not native.finite(value):
             raise InputError(f"input {spec.name!r} holds values that are not finite")
         tensors[spec.index] = value
     return tensors
-
-
-def _finite(value: Array) -> bool:
-    """Whether all of it is; one sum tells in most cases, and only a sum that is not finite needs the longer look."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(value.sum()) or np.isfinite(value).all())
 
 
 def _broadcast(shape: Shape, residual: Shape | None) -> Shape:

@@ -47,7 +47,8 @@ class Accelerator:
         self._native = native.Link()
         self._lanes = (native.Lane * 1)()
         self._plans: list[Plan | None] = [None]
-        self._scratch = np.zeros((2, 16), np.float32)  # of the C loop: a row, and one of zeros
+        self._scratch = np.zeros((2, 0), np.float32)  # of the C loop: a row, and one of zeros
+        self._rows: list[int] = []  # their addresses
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
@@ -113,6 +114,10 @@ class Accelerator:
         self._lanes, self._plans = (native.Lane * lanes)(), [None] * lanes
         self.kept = [[np.empty(sent, np.float32) for _ in range(2)] for _ in range(lanes)]
 
+    def wake(self) -> None:
+        """Have an accelerator that sleeps get up: a request is about to come."""
+        self._caller.wake()
+
     def probe(self, layer: int, name: str) -> None:
         """Have a layer run for a test, which neither counts nor enters a transcript. Raises ``WorkerError``."""
         self._channel.send({"do": "probe", "layer": layer}, timeout=OPEN_DEADLINE_S)
@@ -144,6 +149,7 @@ class Accelerator:
         sent, received = (sum(self._views[layer][side].nbytes for layer in layers) for side in (0, 1))
         if width > self._scratch.shape[1]:
             self._scratch = np.zeros((2, width), np.float32)
+            self._rows = [native.address(row) for row in self._scratch]
         return Plan(steps, native.address(steps), len(layers), sent, received)
 
     def begin(self, lane: int, plan: Plan, masks: int) -> None:
@@ -179,8 +185,7 @@ class Accelerator:
 
     def _run(self) -> int:
         which = ctypes.c_int64(0)
-        row, zeros = map(native.address, self._scratch)
-        code = native.load()(self._native, self._lanes, len(self._lanes), row, zeros, which)
+        code = native.load()(self._native, self._lanes, len(self._lanes), *self._rows, which)
         if code:
             self._caller.sequence = self._native.sequence
             self._refuse(native.OUTCOMES[code], self._names[which.value])

@@ -115,6 +115,14 @@ def block() -> int:
     return int(library.sn_block())
 
 
+def finite(value: Array) -> bool:
+    """Whether all of a float or complex array is."""
+    library = _library()
+    if library is None or value.dtype != np.float32 or not value.flags.c_contiguous:
+        return bool(np.isfinite(value).all())
+    return bool(library.sn_finite(ctypes.c_void_p(address(value)), ctypes.c_int64(value.size)))
+
+
 def in_stream_order(mask: Array) -> Array:
     """Lay a mask [..., n] out as the C loop reads it: whole blocks of positions, 16 columns at a time."""
     size, n = block(), mask.shape[-1]

@@ -27,7 +27,8 @@ class TrustedModel:
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT cannot load the trusted model: {first_line(error)}") from None
         self._raw = self._interpreter._interpreter  # its methods take a subgraph, the public ones do not
-        self._ready: dict[int, tuple[tuple[int, ...], ...]] = {}
+        self._ready: dict[int, list[tuple[int, ...]]] = {}
+        self._types: dict[tuple[int, int], Any] = {}
         self._filled: dict[tuple[int, int], Array] = {}  # inputs that are filled in place
 
     def shape(self, subgraph: int, tensor: int) -> tuple[int, ...]:
@@ -35,7 +36,7 @@ class TrustedModel:
 
     def prepare(self, subgraph: int, inputs: list[int], shapes: list[tuple[int, ...]]) -> None:
         """Give a subgraph's inputs these shapes and allocate it. Raises ``InputError`` if LiteRT refuses."""
-        if self._ready.get(subgraph) == tuple(shapes):
+        if self._ready.get(subgraph) == shapes:
             return
         self._ready.pop(subgraph, None)
         self._filled = {at: view for at, view in self._filled.items() if at[0] != subgraph}
@@ -46,7 +47,7 @@ class TrustedModel:
             self._raw.AllocateTensors(subgraph)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT cannot run the model with these shapes: {first_line(error)}") from None
-        self._ready[subgraph] = tuple(shapes)
+        self._ready[subgraph] = list(shapes)
 
     def input(self, subgraph: int, tensor: int) -> Array:
         """Where a prepared subgraph's float input lies: handed to :meth:`run`, it is not copied. It is valid until
@@ -70,12 +71,18 @@ class TrustedModel:
         return [self._value(subgraph, tensor) for tensor in outputs]
 
     def _value(self, subgraph: int, tensor: int) -> Array:
-        shape = self.shape(subgraph, tensor)
-        if 0 in shape:  # LiteRT's interface refuses to hand out empty tensors
-            return np.empty(shape, self._raw.TensorType(tensor, subgraph))
-        if self._raw.TensorType(tensor, subgraph) in _VIEWED:
-            return np.asarray(self._raw.tensor(self._raw, tensor, subgraph))
-        return np.asarray(self._raw.GetTensor(tensor, subgraph))
+        kind = self._types.get((subgraph, tensor))
+        if kind is None:
+            kind = self._types[subgraph, tensor] = self._raw.TensorType(tensor, subgraph)
+        try:
+            if kind in _VIEWED:
+                return np.asarray(self._raw.tensor(self._raw, tensor, subgraph))
+            return np.asarray(self._raw.GetTensor(tensor, subgraph))
+        except (RuntimeError, ValueError):
+            shape = self.shape(subgraph, tensor)
+            if 0 not in shape:  # LiteRT's interface refuses to hand out empty tensors
+                raise
+            return np.empty(shape, kind)
 
     def reset(self) -> None:
         """Set variable tensors to zero, as ``tf.lite.Interpreter.reset_all_variables`` does."""

@@ -153,8 +153,8 @@ class LiteRtCpu:
         return made.value
 
     def native(self) -> tuple[Any, int, list[tuple[list[tuple[int, ...]], int, int]]]:
-        """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows that it
-        needs, rows that it gives, memory that it reads, its size), and what the next layer will answer into with its
+        """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows that
+        it needs, rows that it gives, memory that it reads, its size), and what the next layer will answer into with its
         size, 0 where that is what this one answered into. All but numbers are addresses."""
         table: list[tuple[list[tuple[int, ...]], int, int]] = []
         places = [*self._answers[1:], (0, 0)]

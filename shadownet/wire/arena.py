@@ -5,12 +5,12 @@ crash whoever reads it) and handed over as a descriptor: it has no name that cou
 
 The first page is the call record. Requests are numbered; up to two are out at a time, and the number's parity says
 which of two slots is whose: the enclave writes ``layer`` and ``sent`` and then ``request``, the newest number; the
-accelerator serves them in order and writes ``status`` and then ``reply``, the number it has served. ``sent`` says how many
-rows of the input are there (the request's number, shifted by 24, and the rows, or ``ALL_ROWS``): a layer may be asked for
-while its input is still being written. In the same way the accelerator may say in ``progress`` how many rows of the answer
-are there. ``core`` is the processor on which the enclave runs, counted from 1, so that the accelerator can keep off it.
-After each but ``sent`` a byte goes into a pipe, so the other side may poll for a while and then sleep.
-Everything in it is untrusted: the enclave reads a field once per look.
+accelerator serves them in order and writes ``status`` and then ``reply``, the number it has served. ``sent`` says how
+many rows of the input are there (the request's number, shifted by 24, and the rows, or ``ALL_ROWS``): a layer may be
+asked for while its input is still being written. In the same way the accelerator may say in ``progress`` how many rows
+of the answer are there. ``core`` is the processor on which the enclave runs, counted from 1, so that the accelerator
+can keep off it. After each but ``sent`` and ``core`` a byte goes into a pipe, so the other side may poll for a while
+and then sleep. Everything in it is untrusted: the enclave reads a field once per look.
 """
 
 from __future__ import annotations
@@ -167,6 +167,10 @@ class Caller:
 
     def __init__(self, words: memoryview, bell: Doorbell) -> None:
         self._words, self._bell, self.sequence = words, bell, 0
+
+    def wake(self) -> None:
+        """Ring without a request: one is about to come."""
+        self._bell.ring()
 
     def call(self, layer: int, timeout: float) -> str:
         """Run ``layer``: "ok", "failed" (it said so), "wrong" (it broke the protocol), "gone" or "late"."""

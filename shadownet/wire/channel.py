@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import json
 import math
+import os
 import select
 import socket
 import struct
@@ -23,7 +24,7 @@ from shadownet.wire.tensors import DTYPES, parse_shape
 MAX_MESSAGE = 16 << 20  # bytes of JSON
 MAX_ATTACHED = 1 << 31  # bytes of tensors in one message
 MAX_FDS = 4
-PIECE = 1 << 20
+PIECE = 1 << 16  # bytes received at a time
 SEND_DEADLINE_S = 60.0
 
 
@@ -38,6 +39,10 @@ class Channel:
         self.peer = peer
         self.sock = sock
         self.sock.setblocking(True)
+        self._pollers = {event: select.poll() for event in (select.POLLIN, select.POLLOUT)}
+        for event, poller in self._pollers.items():
+            poller.register(self.sock, event)
+        self._arrived, self._fds = bytearray(), list[int]()  # what belongs to the next message
 
     @classmethod
     def from_fd(cls, fd: int, peer: str) -> Channel:
@@ -47,7 +52,10 @@ class Channel:
         return self.sock.fileno()
 
     def close(self) -> None:
+        """Close the socket, and descriptors that came with half a message."""
         self.sock.close()
+        while self._fds:
+            os.close(self._fds.pop())
 
     def send(
         self,
@@ -71,14 +79,14 @@ class Channel:
     def _send(self, data: bytes | memoryview, deadline: float, fds: tuple[int, ...] = ()) -> None:
         view = memoryview(data)
         while view:
-            self._wait(deadline, select.POLLOUT)
             try:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
                 sent = self.sock.sendmsg([view], rights, socket.MSG_DONTWAIT)
-            except BlockingIOError:  # room, but not enough of it
+            except BlockingIOError:
+                self._wait(deadline, select.POLLOUT)
                 if time.monotonic() > deadline:
                     raise WorkerError(f"the {self.peer} does not read what it is sent") from None
-                time.sleep(0.001)
+                time.sleep(0.001)  # there may be room, but not enough of it
                 continue
             except OSError:
                 raise Closed(f"the {self.peer} is gone") from None
@@ -87,15 +95,7 @@ class Channel:
     def receive(self, timeout: float | None) -> tuple[dict[str, Any], list[np.ndarray], list[int]]:
         """Wait up to ``timeout`` seconds (None: for ever) for a message: (message, tensors, descriptors)."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait(deadline)
-        try:
-            head, fds, _, _ = socket.recv_fds(self.sock, 4, MAX_FDS)
-        except OSError:
-            raise Closed(f"the {self.peer} is gone") from None
-        head += self._exactly(4 - len(head), deadline) if head else b""
-        if len(head) < 4:
-            raise Closed(f"the {self.peer} is gone")
-        size = struct.unpack("<I", head)[0]
+        size = struct.unpack("<I", self._exactly(4, deadline))[0]
         if size > MAX_MESSAGE:
             raise WorkerError(f"the {self.peer} sent a message that is too large")
         try:
@@ -111,7 +111,8 @@ class Channel:
             tensor, size = self._tensor(dtype, shape, left, deadline)
             tensors.append(tensor)
             left -= size
-        return message, tensors, list(fds)
+        fds, self._fds = self._fds, []
+        return message, tensors, fds
 
     def _tensor(self, dtype: str, shape: tuple[int, ...], left: int, deadline: float | None) -> tuple[np.ndarray, int]:
         """Receive one tensor of at most ``left`` bytes: (tensor, bytes)."""
@@ -133,23 +134,26 @@ class Channel:
         return size
 
     def _exactly(self, size: int, deadline: float | None) -> bytearray:
-        data = bytearray()
-        while len(data) < size:  # grows with what arrives: a claim alone costs no memory
-            self._wait(deadline)
+        while len(self._arrived) < size:  # grows with what arrives: a claim alone costs no memory
+            if deadline is not None:
+                self._wait(deadline)
             try:
-                piece = self.sock.recv(min(size - len(data), PIECE))
+                piece, fds, _, _ = socket.recv_fds(self.sock, PIECE, MAX_FDS)
             except OSError:
-                piece = b""
+                piece, fds = b"", []
+            self._fds += fds
+            if len(self._fds) > MAX_FDS:
+                raise WorkerError(f"the {self.peer} sent too many descriptors")
             if not piece:
                 raise Closed(f"the {self.peer} is gone")
-            data += piece
+            self._arrived += piece
+        data = self._arrived[:size]
+        del self._arrived[:size]
         return data
 
-    def _wait(self, deadline: float | None, event: int = select.POLLIN) -> None:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        poller = select.poll()
-        poller.register(self.sock, event)
-        if not poller.poll(None if left is None else math.ceil(left * 1000)):
+    def _wait(self, deadline: float, event: int = select.POLLIN) -> None:
+        left = max(0.0, deadline - time.monotonic())
+        if not self._pollers[event].poll(math.ceil(left * 1000)):
             raise WorkerError(f"the {self.peer} did not answer in time")
 
 
