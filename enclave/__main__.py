@@ -50,10 +50,9 @@ class Worker:
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Unseal the bundle and load it. The key is read here and nowhere else."""
-        link = None
+        link, self._spin_s = None, float(request["spin_s"])
         if self._accelerator is not None:
-            deadline_s, spin_s = float(request["deadline_s"]), float(request["spin_s"])
-            link = Accelerator(self._accelerator, deadline_s, spin_s, self._app.fileno())
+            link = Accelerator(self._accelerator, float(request["deadline_s"]), self._spin_s, self._app.fileno())
         self._link = link
         signatures = self._open_bounded(request) if request["enclave_memory"] else self._open(request)
         return {
@@ -196,6 +195,7 @@ class Worker:
         if verb == "invoke":
             reply, attached = self.invoke(int(request["count"]), tensors)
             app.send(reply, attached)
+            app.linger(self._spin_s)  # the next one often follows
         elif verb == "open":
             app.send(self.open(request))
         elif verb == "allocate":
