@@ -3,7 +3,7 @@
 The public model has a signature for each layer. For convolutions with large answers this adds one for each band, which
 reads the rows of the input that its rows of the output need: a view of the arena, nothing is copied. What the layer
 pads becomes a PAD, which XNNPACK folds into the convolution. Weights are in the file once; XNNPACK packs them for each
-band, so layers with more weights than answers are left alone.
+signature, so layers with more weights than answers are left alone, or cut into two bands that are alike and share one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ai_edge_litert import schema_py_generated as schema
 from shadownet.wire.arena import ALL_ROWS
 
 MOST = 4  # bands of a layer
-LEAST = 1 << 15  # values of an answer in a band: fewer are finished in less time than a call takes
+LEAST = 1 << 14  # values of an answer in a band: fewer are finished in less time than a call takes
+HEAVY = 4  # weights for each value of an answer: with more, reading them for each band costs more than it saves
 MAX_FILE = 1 << 28  # larger models run as they are: a copy is made here
 _ALIGN = 64  # bytes; LiteRT wants buffers to begin so
 
@@ -83,14 +84,17 @@ class _Layer:
         if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
             return []
         source, target = (self._shape(int(side[0])) for side in (self.graph.inputs, self.graph.outputs))
-        count = min(MOST, int(np.prod(target, dtype=np.int64)) // LEAST)
+        values, weights = int(np.prod(target, dtype=np.int64)), self._weights()
+        count = min(MOST if weights <= values else 2, values // LEAST)
         if len(source) != 4 or len(target) != 4 or source[0] != 1 or target[0] != 1 or not 2 <= count <= target[1]:
             return []
         vertical = self._vertical(target[1])
-        if vertical is None or self._weights() > int(np.prod(target)) or target[1] * target[2] >= ALL_ROWS:
+        if vertical is None or weights > HEAVY * values or target[1] * target[2] >= ALL_ROWS:
             return []
         edges = [round(target[1] * k / count) for k in range(count + 1)]
         planned = [_band(vertical, source, target, *rows) for rows in itertools.pairwise(edges)]
+        if weights > values and len({_likeness(*plan) for plan in planned}) > 1:
+            return []
         row_in, row_out = (4 * shape[2] * shape[3] for shape in (source, target))
         if any(band.source[1] < 1 or band.begin * row_in % _ALIGN or band.first * row_out % _ALIGN
                for band, _ in planned):  # fmt: skip
@@ -142,7 +146,7 @@ class _Layer:
 
     def _write(self, vertical: _Vertical, band: Band, pads: tuple[int, int]) -> str:
         """Add a band's subgraph and signature, unless there is one like it; returns the signature's key."""
-        key = (band.source[1], *pads, band.target[1])
+        key = _likeness(band, pads)
         if key in self.made:
             return self.made[key]
         name = self.made[key] = f"{_text(self.signature.signatureKey)}#{len(self.made)}"
@@ -226,6 +230,11 @@ def _band(
     above, below = max(-begin, 0), max(end - source[1], 0)
     rows = (1, end - below - begin - above, *source[2:])
     return Band("", begin + above, first, last, rows, (1, last - first, *target[2:])), (above, below)
+
+
+def _likeness(band: Band, pads: tuple[int, int]) -> tuple[int, ...]:
+    """Bands of a layer for which these are equal are the same computation on other rows."""
+    return (band.source[1], *pads, band.target[1])
 
 
 def _text(key: Any) -> str:

@@ -115,6 +115,16 @@ def test_layers_that_are_not_worth_it_or_not_understood_stay_whole(tmp_path: Pat
         assert split(content, tmp_path) == (b"", {})
 
 
+def test_layers_with_many_weights_have_two_bands_that_share_a_signature(tmp_path: Path) -> None:
+    content = layer((16, 16), 512, [256], 1, 1, 1, VALID)
+    x = np.random.default_rng(1).normal(0, 1, (1, 16, 16, 512)).astype(np.float32)
+    whole, joined, parts = banded(content, x, tmp_path)
+    assert len(parts) == 2 and parts[0].signature == parts[1].signature
+    assert np.abs(joined - whole).max() < 1e-4
+    assert split(layer((16, 16), 512, [256], 3, 1, 1, SAME), tmp_path) == (b"", {})  # they would pad differently
+    assert split(layer((16, 16), 2048, [256], 1, 1, 1, VALID), tmp_path) == (b"", {})  # too many
+
+
 @pytest.mark.parametrize("integrity", ["none", "full"])
 @pytest.mark.parametrize("scheme", ["shadownet:fast", "shadownet:paper"])
 def test_a_network_in_bands_computes_the_same(integrity: str, scheme: str, lab: Lab, tmp_path: Path) -> None:
