@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import select
 import signal
 import sys
@@ -29,9 +30,10 @@ from enclave.link import PHASES, Accelerator
 from enclave.program import Program
 from enclave.trace import Trace
 from shadownet.wire import errors
-from shadownet.wire.arena import Arena, aligned
+from shadownet.wire.arena import FAILED, OK, Arena, Callee, Doorbell, aligned, pipe
 from shadownet.wire.channel import Channel, Closed
-from shadownet.wire.tensors import DTYPES, TensorSpec, parse_shape
+from shadownet.wire.exchange import views
+from shadownet.wire.tensors import TensorSpec, parse_shape
 
 Array = np.ndarray[Any, Any]
 
@@ -45,6 +47,8 @@ class Worker:
     def __init__(self, accelerator: Channel | None, app: Channel) -> None:
         self._accelerator, self._app = accelerator, app
         self._arena: Arena | None = None
+        self._callee: Callee | None = None  # for inferences, which come through the arena
+        self._bells: tuple[int, ...] = ()
         self._interface: tuple[list[TensorSpec], list[TensorSpec]] | None = None
         self._executor: Executor | BoundedExecutor
 
@@ -92,8 +96,10 @@ class Worker:
         )  # fmt: skip
         return executor.signatures
 
-    def allocate(self, request: dict[str, Any]) -> tuple[dict[str, Any], Arena]:
-        """Fix the input shapes of one entry, lay out the app's arena and hand it over."""
+    def allocate(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int], list[int]]:
+        """Fix the input shapes of one entry, lay out the app's arena and hand it over with a doorbell.
+
+        Returns the reply, the descriptors that go with it, and those of them that are the app's alone."""
         self._entry = int(request["entry"])
         if self._entry not in self._executor.entries:
             raise errors.InputError("the model has no such subgraph")
@@ -108,21 +114,24 @@ class Worker:
         self._room = PIPELINED_ROOM if self._executor.lanes > 1 else 1
         self._arena = Arena.create(end * self._room, "app")
         count = len(self._interface[0])
-        self._views = [self._places(offsets, end * place) for place in range(self._room)]
-        sides = [[spec.to_json() for spec in side] for side in self._interface]
-        # From one request's tensors to the next's there are as many bytes as they take.
-        places = {"offsets": (offsets[:count], offsets[count:]), "apart": end, "room": self._room}
-        return {"inputs": sides[0], "outputs": sides[1], **places}, self._arena
-
-    def _places(self, offsets: list[int], start: int) -> tuple[list[Array | None], list[Array | None]]:
-        """A request's tensors in the app's arena, inputs and outputs; None for strings, which go with the message."""
-        assert self._interface is not None and self._arena is not None
-        specs = (*self._interface[0], *self._interface[1])
-        views = [
-            None if spec.dtype == "string" else self._arena.array(start + offset, spec.shape, DTYPES[spec.dtype])
-            for spec, offset in zip(specs, offsets, strict=True)
+        halves = offsets[:count], offsets[count:]
+        self._views = [
+            [views(self._arena, specs, at, end * place) for specs, at in zip(self._interface, halves, strict=True)]
+            for place in range(self._room)
         ]
-        return views[: len(self._interface[0])], views[len(self._interface[0]) :]
+        sides = [[spec.to_json() for spec in side] for side in self._interface]
+        places = {"offsets": halves, "apart": end, "room": self._room}  # apart: bytes from a request to the next
+        reply = {"inputs": sides[0], "outputs": sides[1], **places}
+        return reply, *self._hang_bells(self._arena)
+
+    def _hang_bells(self, arena: Arena) -> tuple[list[int], list[int]]:
+        """Be ready for requests through this arena; returns as :meth:`allocate` does."""
+        for fd in self._bells:
+            os.close(fd)
+        (asked, ask), (answered, answer) = pipe(), pipe()
+        self._bells = asked, answer
+        self._callee = Callee(arena.words(), Doorbell(answer, asked, self._app.fileno(), self._spin_s))
+        return [arena.fd, answered, ask], [answered, ask]
 
     def invoke(self, count: int, strings: list[Array]) -> tuple[dict[str, Any], list[Array]]:
         """Run ``count`` requests: fixed-size tensors through the app's arena, others with the message."""
@@ -176,31 +185,49 @@ class Worker:
             "resident_bytes": resident_bytes(),
         }
 
-    def serve(self, app: Channel) -> None:
+    def serve(self) -> None:
         """Answer requests until the app goes away; final errors are reported and end the loop."""
         while True:
-            request, tensors, _ = app.receive(None)
+            count = self._callee.next() if self._callee else None
             try:
-                self._answer(app, request, tensors)
+                if count is None:
+                    self._answer(*self._app.receive(None)[:2])
+                else:
+                    self._run(count)
             except (errors.IntegrityError, errors.WorkerError) as error:
-                app.send({"error": errors.pack(error), "final": True})
+                self._refuse(count, {"error": errors.pack(error), "final": True})
                 return
             except errors.Error as error:
-                app.send({"error": errors.pack(error)})
+                self._refuse(count, {"error": errors.pack(error)})
             except MemoryError:
-                app.send({"error": errors.pack(errors.memory_limit_too_small())})
+                self._refuse(count, {"error": errors.pack(errors.memory_limit_too_small())})
 
-    def _answer(self, app: Channel, request: dict[str, Any], tensors: list[Array]) -> None:
-        verb = request.get("do")
+    def _run(self, count: int) -> None:
+        """Answer a request that came through the arena; what does not fit there follows through the socket."""
+        reply, attached = self.invoke(count, [])
+        assert self._callee is not None
+        if attached:
+            self._refuse(count, reply, attached)
+        else:
+            self._callee.answer(OK)
+
+    def _refuse(self, count: int | None, reply: dict[str, Any], attached: list[Array] | None = None) -> None:
+        """Answer through the socket; ``count`` is None for a request that came through it."""
+        if count is not None and self._callee is not None:
+            self._callee.answer(FAILED)  # first: the next request may follow the reply at once
+        self._app.send(reply, attached)
+
+    def _answer(self, request: dict[str, Any], tensors: list[Array]) -> None:
+        verb, app = request.get("do"), self._app
         if verb == "invoke":
-            reply, attached = self.invoke(int(request["count"]), tensors)
-            app.send(reply, attached)
-            app.linger(self._spin_s)  # the next one often follows
+            app.send(*self.invoke(int(request["count"]), tensors))
         elif verb == "open":
             app.send(self.open(request))
         elif verb == "allocate":
-            reply, arena = self.allocate(request)
-            app.send(reply, fds=(arena.fd,))
+            reply, fds, theirs = self.allocate(request)
+            app.send(reply, fds=tuple(fds))
+            for fd in theirs:
+                os.close(fd)
         elif verb == "prepare":
             app.send(self.prepare(int(request["sets"])))
         elif verb == "reset":
@@ -224,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     accelerator = None if args.accelerator is None else Channel.from_fd(args.accelerator, "accelerator")
     try:
         app = Channel.from_fd(args.app, "app")
-        Worker(accelerator, app).serve(app)
+        Worker(accelerator, app).serve()
     except Closed:
         pass  # the app is done with us
     except KeyboardInterrupt:

@@ -9,22 +9,22 @@ import socket
 import subprocess
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from shadownet import workers
+from shadownet.desk import Desk
 from shadownet.progress import note
 from shadownet.timeline import Timeline
 from shadownet.wire import errors
-from shadownet.wire.arena import Arena, pipe
+from shadownet.wire.arena import pipe
 from shadownet.wire.calls import MAX_CALLS, CallLog
 from shadownet.wire.channel import Channel, Closed
 from shadownet.wire.errors import BundleError, InputError, WorkerError
 from shadownet.wire.manifest import read_manifest
-from shadownet.wire.tensors import DTYPES, TensorSpec
+from shadownet.wire.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +54,7 @@ class Session:
         self._limited = enclave_memory > 0
         self._timeline = Timeline() if trace else None
         self._calls = CallLog.create() if trace else None
-        self._arenas: list[Arena] = []  # the one in use; a list, so that the finalizer sees it
+        self._desks: list[Desk] = []  # the one in use; a list, so that the finalizer sees it
         # Spinning while the accelerator's threads want the same cores would slow it down.
         spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
         ours, theirs = socket.socketpair()
@@ -88,7 +88,7 @@ class Session:
             for fd in fds[2:]:
                 os.close(fd)
         self._channel = Channel(ours, "enclave")
-        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes, self._arenas, self._notes)
+        self._finalizer = weakref.finalize(self, _shut_down, self._channel, self._processes, self._desks, self._notes)
         try:
             reply, _, _ = self._ask(
                 {
@@ -121,14 +121,13 @@ class Session:
         pipelined = pipelined and self._timeline is None  # a timeline shows one inference after the other
         request = {"do": "allocate", "entry": entry, "shapes": [list(s) for s in shapes], "pipelined": pipelined}
         reply, _, fds = self._ask(request)
-        for old in self._arenas:
-            old.close()
-        self._arenas[:] = [Arena.attach(fds[0])]
+        while self._desks:
+            self._desks.pop().close()
+        desk = Desk(reply, fds, self._channel.fileno())
+        self._desks.append(desk)
+        self.inputs, self.outputs, self.room = desk.inputs, desk.outputs, desk.room
         for line in (self._notes.read() or b"").decode(errors="replace").splitlines():
             note("".join(c if c.isprintable() else "?" for c in line))
-        self.inputs = [TensorSpec.from_json(s) for s in reply["inputs"]]
-        self.outputs = [TensorSpec.from_json(s) for s in reply["outputs"]]
-        self._offsets, self._apart, self.room = reply["offsets"], reply["apart"], int(reply["room"])
         self.entry = entry
         self._span("allocate", start)
 
@@ -139,7 +138,7 @@ class Session:
     def invoke_many(self, requests: list[list[Array]]) -> list[list[Array]]:
         """Several inferences in order, two under way at a time where :meth:`allocate` made room for it."""
         self.check()
-        if not self._arenas:
+        if not self._desks:
             raise InputError("call allocate_tensors() first")
         results: list[list[Array]] = []
         for first in range(0, len(requests), self.room):
@@ -148,28 +147,29 @@ class Session:
 
     def _invoke(self, requests: list[list[Array]]) -> list[list[Array]]:
         start = time.perf_counter()
-        arena, attached = self._arenas[0], []
-        for place, inputs in enumerate(requests):
-            for spec, offset, value in zip(self.inputs, self._offsets[0], inputs, strict=True):
-                if spec.dtype == "string":
-                    attached.append(value)
-                else:
-                    np.copyto(arena.array(place * self._apart + offset, spec.shape, DTYPES[spec.dtype]), value)
-        reply, tensors, _ = self._ask({"do": "invoke", "count": len(requests)}, attached)
-        arrived = iter(tensors)
-        results = [self._outputs(place, shapes, arrived) for place, shapes in enumerate(reply["shapes"])]
+        (desk,) = self._desks
+        attached, count = desk.put(requests), len(requests)
+        if attached:
+            reply, tensors, _ = self._ask({"do": "invoke", "count": count}, attached)
+            results = desk.merge(reply["shapes"], iter(tensors))
+        elif self._call(desk, count):
+            results = desk.take(count)
+        else:
+            reply, tensors, _ = self._hear()
+            results = desk.merge(reply["shapes"], iter(tensors))
         self._span("invoke", start)
         return results
 
-    def _outputs(self, place: int, shapes: list[Any], arrived: Iterator[Array]) -> list[Array]:
-        outputs = []
-        for spec, offset, shape in zip(self.outputs, self._offsets[1], shapes, strict=True):
-            if spec.dynamic or spec.dtype == "string" or tuple(shape) != spec.shape:
-                outputs.append(next(arrived))
-            else:
-                at = place * self._apart + offset
-                outputs.append(np.array(self._arenas[0].array(at, spec.shape, DTYPES[spec.dtype])))
-        return outputs
+    def _call(self, desk: Desk, count: int) -> bool:
+        """Have the enclave run the requests on the desk. False if its reply comes through the socket."""
+        try:
+            outcome = desk.call(count, APP_DEADLINE_S)
+        except KeyboardInterrupt:
+            self._fail(WorkerError("the run was interrupted"))
+            raise
+        if outcome == "late":
+            raise self._fail(WorkerError("the enclave did not answer in time"))
+        return outcome == "ok"
 
     def prepare(self, sets: int) -> dict[str, int]:
         """Make ``sets`` more sets of one-time masks; returns how many are ready and their bytes."""
@@ -237,9 +237,13 @@ class Session:
         self, request: dict[str, Any], tensors: list[Array] | None = None
     ) -> tuple[dict[str, Any], list[Array], list[int]]:
         self.check()
+        with contextlib.suppress(Closed):  # it may have ended with last words, which are worth more
+            self._channel.send(request, tensors)
+        return self._hear()
+
+    def _hear(self) -> tuple[dict[str, Any], list[Array], list[int]]:
+        """Receive a reply. Raises the error that it tells of."""
         try:
-            with contextlib.suppress(Closed):  # it may have ended with last words, which are worth more
-                self._channel.send(request, tensors)
             reply, values, fds = self._channel.receive(APP_DEADLINE_S)
         except Closed:
             raise self._fail(self._ended()) from None
@@ -276,14 +280,12 @@ def _pipe() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(read, "rb"), os.fdopen(write, "wb")
 
 
-def _shut_down(
-    channel: Channel, processes: list[subprocess.Popen[bytes]], arenas: list[Arena], notes: BinaryIO
-) -> None:
+def _shut_down(channel: Channel, processes: list[subprocess.Popen[bytes]], desks: list[Desk], notes: BinaryIO) -> None:
     """Close our end, which ends the enclave and then the accelerator; kill what does not go."""
     channel.close()
     notes.close()
-    while arenas:
-        arenas.pop().close()
+    while desks:
+        desks.pop().close()
     for process in reversed(processes):
         try:
             process.wait(2)

@@ -92,12 +92,6 @@ class Channel:
                 raise Closed(f"the {self.peer} is gone") from None
             view, fds = view[sent:], ()
 
-    def linger(self, seconds: float) -> None:
-        """Wait so long for something to receive, without sleeping: who is awake already answers sooner."""
-        limit = time.monotonic() + seconds
-        while not self._pollers[select.POLLIN].poll(0) and time.monotonic() < limit:
-            os.sched_yield()  # somebody else may need this core more
-
     def receive(self, timeout: float | None) -> tuple[dict[str, Any], list[np.ndarray], list[int]]:
         """Wait up to ``timeout`` seconds (None: for ever) for a message: (message, tensors, descriptors)."""
         deadline = None if timeout is None else time.monotonic() + timeout
