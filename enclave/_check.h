@@ -1,7 +1,7 @@
 /* Freivalds' check (1977) of one answer, in floats: for secret vectors s, s Y must be (s W) X.
  *
  * The right-hand side is a convolution with one filter per vector; it is computed from the enclave's own copy of what
- * was sent while the accelerator works. enclave/integrity.py derives the tolerance.
+ * was sent, line by line while there is nothing else to do, or when it is needed. enclave/integrity.py derives the tolerance.
  */
 enum { VECTORS = 2, TAPS = 3 };
 
@@ -161,22 +161,24 @@ AVX512 static void expect_taps(const Check *c, float *expected, const float *fro
     }
 }
 
-/* All right-hand sides, for more than NARROW channels: below, adding up vectors would take most of the time. */
-AVX512 static void expect_wide(const Check *c) {
-    memset(c->expected, 0, (size_t)(VECTORS * c->batch * c->out_height * c->out_width) * sizeof *c->expected);
+/* The right-hand sides of line r of all images, for more than NARROW channels: below, adding up vectors would take most
+ * of the time. */
+AVX512 static void expect_wide(const Check *c, int64_t r) {
+    const int64_t rows = c->batch * c->out_height * c->out_width;
+    float *expected = c->expected + r * c->out_width;
+    for (int v = 0; v < VECTORS; v++) memset(expected + v * rows, 0, (size_t)c->out_width * sizeof *expected);
     int64_t every = 1; /* columns of the kernel so far apart meet the same columns of the input */
     while (every * c->dilation_width % c->stride_width) every++;
-    for (int64_t r = 0; r < c->batch * c->out_height; r++)
-        for (int64_t ky = 0; ky < c->kernel_height; ky++) {
-            const int64_t iy = r % c->out_height * c->stride_height + ky * c->dilation_height - c->top;
-            if (iy < 0 || iy >= c->height) continue;
-            const float *from = c->input + (r / c->out_height * c->height + iy) * c->width * c->channels;
-            for (int64_t start = 0; start < every && start < c->kernel_width; start++)
-                for (int64_t kx = start; kx < c->kernel_width; kx += TAPS * every) {
-                    const int64_t left = (c->kernel_width - kx + every - 1) / every;
-                    expect_taps(c, c->expected + r * c->out_width, from, ky, kx, every, left < TAPS ? (int)left : TAPS);
-                }
-        }
+    for (int64_t ky = 0; ky < c->kernel_height; ky++) {
+        const int64_t iy = r % c->out_height * c->stride_height + ky * c->dilation_height - c->top;
+        if (iy < 0 || iy >= c->height) continue;
+        const float *from = c->input + (r / c->out_height * c->height + iy) * c->width * c->channels;
+        for (int64_t start = 0; start < every && start < c->kernel_width; start++)
+            for (int64_t kx = start; kx < c->kernel_width; kx += TAPS * every) {
+                const int64_t left = (c->kernel_width - kx + every - 1) / every;
+                expect_taps(c, expected, from, ky, kx, every, left < TAPS ? (int)left : TAPS);
+            }
+    }
 }
 #endif
 
@@ -217,30 +219,30 @@ static double largest_norm_of(const Check *c) {
     return most > 1e-28f && most < 1e37f ? most : largest_norm_wide(c);
 }
 
-/* All right-hand sides. */
-static void expect(const Check *c, int wide) {
+/* Lines that right-hand sides are made of, one at a time. */
+static int64_t lines_of(const Check *c) { return c->batch * c->out_height; }
+
+/* The right-hand sides of line r of all images. */
+static void expect_line(const Check *c, int64_t r, int wide) {
 #if HAVE_AVX512
     if (wide && c->channels > NARROW) {
-        expect_wide(c);
+        expect_wide(c, r);
         return;
     }
 #endif
-    const int64_t reach = (c->kernel_width - 1) * c->dilation_width;
-    int64_t p = 0;
-    for (int64_t b = 0; b < c->batch; b++)
-        for (int64_t y = 0; y < c->out_height; y++)
-            for (int64_t x = 0; x < c->out_width;) {
-                const int64_t ix = x * c->stride_width - c->left, end = ix + 3 * c->stride_width + reach;
-                const int fits = wide && ix >= 0 && end < c->width && x + 4 <= c->out_width;
-                const int64_t count = fits ? 4 : 1;
+    const int64_t reach = (c->kernel_width - 1) * c->dilation_width, b = r / c->out_height, y = r % c->out_height;
+    for (int64_t x = 0, p = r * c->out_width; x < c->out_width;) {
+        const int64_t ix = x * c->stride_width - c->left, end = ix + 3 * c->stride_width + reach;
+        const int fits = wide && ix >= 0 && end < c->width && x + 4 <= c->out_width;
+        const int64_t count = fits ? 4 : 1;
 #if HAVE_AVX512
-                if (fits)
-                    expect4(c, b, y, x, p);
-                else
+        if (fits)
+            expect4(c, b, y, x, p);
+        else
 #endif
-                    expect_some(c, b, y, x, count, p);
-                x += count, p += count;
-            }
+            expect_some(c, b, y, x, count, p);
+        x += count, p += count;
+    }
 }
 
 /* The left-hand sides of `count` rows from `first` on, from the private copy of these [count, slots]. */

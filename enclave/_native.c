@@ -48,6 +48,7 @@ typedef struct {
 
 #include "_transpose.h"
 #include "_check.h"
+#include "_gather.h"
 
 typedef struct {
     int64_t layer, rows, slots, n;
@@ -78,6 +79,7 @@ typedef struct {
     int64_t push;         /* [rows, n] in the order in which it is sent: byte offset into the masks, -1 for none */
     float *target;        /* shared [rows, n] */
     float *keep;          /* private [rows, n], as in Finish */
+    const Gather *gather; /* instead of a source, or NULL */
 } Send;
 
 typedef struct {
@@ -202,13 +204,24 @@ static int ask(Link *link, int64_t layer, int64_t rows) {
     return ring(link);
 }
 
-/* What there is to do meanwhile: take over what will be written, fetch the masks. */
+/* What there is to do meanwhile: prepare the check, take over what will be written, fetch the masks. */
 typedef struct {
+    const Check *check; /* or NULL */
+    int64_t expected;   /* lines whose right-hand sides are there */
     Stream send, pop, push;
 } Chores;
 
-static void do_some(Chores *c) {
-    if (c->send.next < c->send.end)
+/* Prepare one more line of the check. */
+static void expect_more(Link *link, Chores *c) {
+    const int64_t start = now_ns();
+    expect_line(c->check, c->expected++, have_avx512());
+    link->checking_ns += now_ns() - start;
+}
+
+static void do_some(Link *link, Chores *c) {
+    if (c->check && c->expected < lines_of(c->check))
+        expect_more(link, c);
+    else if (c->send.next < c->send.end)
         claim(&c->send);
     else if (c->pop.next < c->pop.end)
         fetch(&c->pop);
@@ -225,14 +238,14 @@ static void skip(Stream *s, int64_t count) {
 
 /* Wait until more than `had` of an answer's `rows` rows are there, which go into `there`; once all are, the reply is. */
 static int await(Link *link, const Lane *lane, int64_t had, int64_t rows, Chores *chores, int64_t *there) {
-    const int64_t start = now_ns();
+    const int64_t start = now_ns(), checking = link->checking_ns;
     int outcome = LATE;
     for (int spins = 0;; spins++) {
         if (ready(link, lane->sequence, rows) > had) {
             outcome = OK;
             break;
         }
-        do_some(chores);
+        do_some(link, chores);
         if ((spins & 63) != 63) continue;
         const int64_t waited = now_ns() - start;
         if (waited > link->spin_ns) break;
@@ -240,7 +253,7 @@ static int await(Link *link, const Lane *lane, int64_t had, int64_t rows, Chores
     }
     if (outcome != OK) outcome = sleep_for(link, lane->sequence, had, rows, lane->asked + link->timeout_ns);
     link->arrived_ns = now_ns();
-    link->waiting_ns += link->arrived_ns - start;
+    link->waiting_ns += link->arrived_ns - start - (link->checking_ns - checking);
     if (outcome != OK) return outcome;
     *there = ready(link, lane->sequence, rows);
     if (*there <= had) return WRONG; /* taken back */
@@ -377,44 +390,70 @@ static void finish(const Finish *f, Part p, float *row, const float *zeros, cons
     finish_rows(f, p.first, p.count, row, zeros, pop, push);
 }
 
-/* Mask a private tensor into a layer's shared input. */
-CLONES static void send_rows(const Send *s, const float *mask) {
-    for (int64_t r = 0; r < s->rows; r++) {
-        const float *x = s->source + r * s->n, *push = mask ? mask + r * s->n : 0;
-        float *out = s->keep ? s->keep + r * s->n : s->target + r * s->n;
+/* Mask a private tensor, or what is gathered, into a layer's shared input: `count` rows from `first` on; `row` holds n
+ * floats. */
+CLONES static void send_rows(const Send *s, int64_t first, int64_t count, const float *mask, float *row) {
+    const int64_t n = s->n;
+    for (int64_t r = first; r < first + count; r++) {
+        const float *x = s->source + r * n, *push = mask ? mask + r * n : 0;
+        float *out = s->keep ? s->keep + r * n : s->target + r * n;
+        if (s->gather) {
+            gather_row(s->gather, r, row);
+            x = row;
+        }
         if (s->order)
-            for (int64_t i = 0; i < s->n; i++) out[i] = x[s->order[i]] + (push ? push[i] : 0);
+            for (int64_t i = 0; i < n; i++) out[i] = x[s->order[i]] + (push ? push[i] : 0);
         else if (push)
-            add_row(out, x, push, s->n);
+            add_row(out, x, push, n);
         else
-            memcpy(out, x, (size_t)s->n * sizeof *x);
-        if (s->keep) memcpy(s->target + r * s->n, out, (size_t)s->n * sizeof *x);
+            memcpy(out, x, (size_t)n * sizeof *x);
+        if (s->keep) memcpy(s->target + r * n, out, (size_t)n * sizeof *x);
     }
 }
 
 static const Check *check_of(const Finish *f) { return f->check && f->check->active ? f->check : 0; }
 
-/* Run what needs no accelerator, then ask for the next layer unless that was done ahead; its check is prepared while it
- * works. */
-static int start_layer(Link *link, Lane *lane) {
+/* `rows` of all `whole` rows of a layer's input are there: tell, and ask for the layer when the first ones are. */
+static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t rows, int64_t whole) {
+    const int64_t said = rows == whole ? ALL : rows < ALL ? rows : ALL - 1;
+    if (lane->ahead) {
+        publish(link, lane->ahead, said);
+        return OK;
+    }
+    const int outcome = ask(link, following->layer, said);
+    lane->ahead = link->sequence;
+    return outcome;
+}
+
+/* Make the input of the layer that `following` finishes, or NULL if that comes in another run. */
+static int send_layer(Link *link, Lane *lane, const Send *s, const Finish *following, float *row) {
+    const int64_t start = now_ns(), most = 1 + PART / (4 * s->n);
+    int outcome = OK;
+    for (int64_t first = 0; first < s->rows && outcome == OK; first += most) {
+        const int64_t left = s->rows - first, count = left < most ? left : most;
+        send_rows(s, first, count, at(lane->masks, s->push), row);
+        if (following) outcome = send_ahead(link, lane, following, first + count, s->rows);
+    }
+    link->sending_ns += now_ns() - start;
+    return outcome;
+}
+
+/* Run what needs no accelerator, then ask for the next layer unless that was done ahead. */
+static int start_layer(Link *link, Lane *lane, float *row) {
+    lane->sequence = 0;
     for (; lane->next < lane->count && lane->steps[lane->next].kind == SEND; lane->next++) {
-        const Send *s = &lane->steps[lane->next].send;
-        const int64_t start = now_ns();
-        send_rows(s, at(lane->masks, s->push));
-        link->sending_ns += now_ns() - start;
+        const Step *step = lane->steps + lane->next;
+        const int outcome = send_layer(link, lane, &step->send, lane->next + 1 < lane->count ? &step[1].finish : 0, row);
+        if (outcome != OK) return outcome;
     }
     const uint64_t ahead = lane->ahead;
-    lane->sequence = lane->ahead = 0;
+    lane->ahead = 0;
     if (lane->next == lane->count) return OK;
     const Finish *f = &lane->steps[lane->next].finish;
     lane->asked = now_ns();
-    const int outcome = ahead ? ring(link) : ask(link, f->layer, ALL); /* what is asleep waits for the whole input */
+    const int outcome = ahead ? ring(link) : ask(link, f->layer, ALL); /* who is asleep waits for the whole input */
     lane->sequence = ahead ? ahead : link->sequence;
-    if (outcome != OK || !check_of(f)) return outcome;
-    const int64_t start = now_ns();
-    expect(check_of(f), have_avx512());
-    link->checking_ns += now_ns() - start;
-    return OK;
+    return outcome;
 }
 
 /* The step after this one, if the accelerator may begin with it while its input is still being written. With a second
@@ -425,37 +464,25 @@ static const Finish *step_ahead(const Lane *lane, int64_t lanes) {
     return step->finish.apart && following->kind == FINISH ? &following->finish : 0;
 }
 
-/* `rows` rows of the next layer's input are there: tell, and ask for it when the first ones are. */
-static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t rows) {
-    const int whole = rows == lane->steps[lane->next].finish.rows;
-    rows = whole ? ALL : rows < ALL ? rows : ALL - 1;
-    if (lane->ahead) {
-        publish(link, lane->ahead, rows);
-        return OK;
-    }
-    const int outcome = ask(link, following->layer, rows);
-    lane->ahead = link->sequence;
-    return outcome;
-}
-
 /* Take the answer and finish the layer. */
 static int end_layer(Link *link, Lane *lane, int64_t lanes, float *row, const float *zeros) {
     const Finish *f = &lane->steps[lane->next].finish, *following = step_ahead(lane, lanes);
     const int64_t size = f->rows * f->n;
     const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
-    Chores chores = {stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size), stream(push, size)};
-    /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
-    const int64_t patience = f->send && !f->apart ? f->rows - 1 : 0;
     /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
     const Check *check = check_of(f);
     double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
+    Chores chores = {check, 0, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size), stream(push, size)};
+    /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
+    const int64_t patience = f->send && !f->apart ? f->rows - 1 : 0;
     for (int64_t first = 0, there = 0; first < f->rows;) {
         if (first == there) {
             const int outcome = await(link, lane, there > patience ? there : patience, f->rows, &chores, &there);
             if (outcome != OK) return outcome;
         }
-        const int64_t start = now_ns();
         const Part part = part_from(f, first, there);
+        while (check && chores.expected * check->out_width < first + part.count) expect_more(link, &chores);
+        const int64_t start = now_ns();
         int outcome = take(f, check, part, &allowed);
         const int64_t taken = now_ns();
         link->reading_ns += taken - start;
@@ -463,7 +490,7 @@ static int end_layer(Link *link, Lane *lane, int64_t lanes, float *row, const fl
         finish(f, part, row, zeros, pop, push);
         link->finishing_ns += now_ns() - taken;
         first += part.count;
-        if (following) outcome = send_ahead(link, lane, following, first);
+        if (following) outcome = send_ahead(link, lane, following, first, f->rows);
         if (outcome != OK) return outcome;
         skip(&chores.send, first * f->n); /* or what was written would be cleared */
         skip(&chores.pop, first * f->n);
@@ -487,10 +514,10 @@ int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zero
     int outcome = OK;
     Lane *lane = 0;
     for (Lane *l = lanes; l < lanes + count && outcome == OK; l++)
-        if (!l->sequence && l->next < l->count) outcome = start_layer(link, lane = l);
+        if (!l->sequence && l->next < l->count) outcome = start_layer(link, lane = l, row);
     while (outcome == OK && (lane = oldest(lanes, count))) {
         outcome = end_layer(link, lane, count, row, zeros);
-        if (outcome == OK) outcome = start_layer(link, lane);
+        if (outcome == OK) outcome = start_layer(link, lane, row);
         if (outcome == OK && !lane->sequence) {
             *which = lane - lanes;
             return OK;
@@ -505,7 +532,7 @@ int sn_settle(Link *link, Lane *lanes, int64_t count) {
     int outcome = OK;
     int64_t there;
     for (Lane *lane; outcome == OK && (lane = oldest(lanes, count)); lane->sequence = 0, lane->next = lane->count) {
-        Chores none = {{0}, {0}, {0}};
+        Chores none = {0};
         outcome = await(link, lane, 0, 1, &none, &there); /* of one row nothing is there before the reply */
     }
     return outcome;

@@ -18,6 +18,7 @@ from enclave.masks import MaskPool, MaskSet, Pair
 from enclave.precision import Probe, judge, require
 from enclave.program import Entry, Layer, Program, Segment
 from enclave.rng import Rng
+from enclave.schedule import Schedule, schedule
 from enclave.stretch import Stretch, runnable
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
@@ -173,35 +174,37 @@ class Executor:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
         self._actions, self._stretches, self._native_checks = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
-        native_run = native.load() is not None
+        plan = schedule(entry, known, lambda step: self._fits(step, known))
         at = 0
-        while at < len(entry.steps):
+        while at < len(plan.steps):
             end = at
-            while end < len(entry.steps) and native_run and self._fits(entry.steps[end], known):
+            while end < len(plan.steps) and self._fits(plan.steps[end], known):
                 end += 1
             if end == at:
-                self._actions.append((entry.steps[at], entry.dead_after[at]))
+                self._actions.append((plan.steps[at], plan.dead_after[at]))
                 at += 1
                 continue
-            dead = [t for step in entry.dead_after[at:end] for t in step]
-            self._actions.append(([self._stretch(entry, at, end, lane) for lane in range(self.lanes)], dead))
+            dead = [t for step in plan.dead_after[at:end] for t in step]
+            self._actions.append(([self._stretch(entry, plan, at, end, lane) for lane in range(self.lanes)], dead))
             at = end
         # A layer in NumPy has the accelerator for itself.
         self._overlap = not any(isinstance(action, Layer) for action, _ in self._actions)
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
 
     def _fits(self, step: Segment | Layer, known: dict[int, Shape]) -> bool:
-        """Whether the C loop can run this step: a float layer that gives something, and whose residual, if any, has
-        exactly its shape."""
-        if not isinstance(step, Layer) or not runnable(step) or 0 in self._shapes[step.number][1]:
+        """Whether there is a C loop that can run this step: a float layer that gives something, and whose residual, if
+        any, has exactly its shape."""
+        if native.load() is None or not isinstance(step, Layer) or not runnable(step):
+            return False
+        if 0 in self._shapes[step.number][1]:
             return False
         return step.format.residual < 0 or known[step.format.residual] == self._shapes[step.number][1]
 
-    def _stretch(self, entry: Entry, at: int, end: int, lane: int) -> Stretch:
-        layers = [step for step in entry.steps[at:end] if isinstance(step, Layer)]
+    def _stretch(self, entry: Entry, plan: Schedule, at: int, end: int, lane: int) -> Stretch:
+        layers = [step for step in plan.steps[at:end] if isinstance(step, Layer)]
         later = {spec.index for spec in entry.outputs}
-        for step in entry.steps[end:]:
-            later.update(step.reads())
+        for step in plan.steps[end:]:
+            later.update(plan.reads(step))
         assert self._link is not None
         checks = {
             layer.number: self._checkers[layer.number].native(
@@ -212,19 +215,19 @@ class Executor:
         }
         for number, check in checks.items():
             self._native_checks.setdefault(number, []).append(check)
-        places = self._places(entry, layers) if self.lanes == 1 else {}  # a segment's input is there once
-        made = Stretch(layers, self._shapes, later, places, self._link, checks, lane)
+        places = self._places(entry, plan, layers) if self.lanes == 1 else {}  # a segment's input is there once
+        made = Stretch(layers, plan.windows, self._shapes, later, places, self._link, checks, lane)
         self._stretches |= dict.fromkeys((layer.number for layer in layers), made)
         return made
 
-    def _places(self, entry: Entry, layers: list[Layer]) -> dict[int, Array]:
+    def _places(self, entry: Entry, plan: Schedule, layers: list[Layer]) -> dict[int, Array]:
         """Results of ``layers`` that one segment alone reads, and where it reads them: there they can be stored."""
         found: dict[int, Array] = {}
         outputs = {layer.output for layer in layers} - {spec.index for spec in entry.outputs}
-        readers = Counter(t for step in entry.steps for t in step.reads())
+        readers = Counter(t for step in plan.steps for t in plan.reads(step))
         fixed = {spec.index for spec in entry.inputs} | set(entry.constants)
-        fixed |= {step.output for step in entry.steps if isinstance(step, Layer)}
-        for step in entry.steps:
+        fixed |= {step.output for step in plan.steps if isinstance(step, Layer)}
+        for step in plan.steps:
             if isinstance(step, Segment) and fixed.issuperset(step.reads()):  # others may have to be prepared again
                 wanted = [(t, local) for t, local in step.inputs if t in outputs and readers[t] == 1]
                 found |= {t: self._runtime().input(step.subgraph, local) for t, local in wanted}

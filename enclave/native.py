@@ -26,11 +26,18 @@ STEP = np.dtype(
     [
         ("kind", "i8"),
         ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"),
-        ("send_keep", "u8"),
+        ("send_keep", "u8"), ("gather", "u8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
         ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
         ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
         ("send", "u8"), ("apart", "i8"), ("push", "i8"), ("keep", "u8"), ("check", "u8"),
+    ]
+)  # fmt: skip
+PIECE = np.dtype([("source", "u8"), ("channels", "i8"), ("first", "i8"), ("count", "i8")])
+GATHER = np.dtype(
+    [
+        ("way", "i8"), ("count", "i8"), ("pieces", "u8"), ("height", "i8"), ("width", "i8"), ("out_height", "i8"),
+        ("out_width", "i8"), ("size_height", "i8"), ("size_width", "i8"), ("down", "i8"), ("right", "i8"),
     ]
 )  # fmt: skip
 GEOMETRY = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from enclave import formats, limbs
 from enclave.exact import Residues
 from enclave.formats import Format
+from enclave.gather import Gather
 from enclave.integrity import Public
 from enclave.restore import Restore
 from shadownet.wire.errors import BundleError, InputError
@@ -22,14 +23,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """A trusted segment: (tensor of the entry, tensor of the trusted subgraph) for inputs and outputs."""
+    """A trusted segment: (tensor of the entry, tensor of the trusted subgraph) for inputs and outputs. ``gathers`` says
+    how else outputs can be had."""
 
     subgraph: int
     inputs: list[tuple[int, int]]
     outputs: list[tuple[int, int]]
+    gathers: dict[int, Gather] = field(default_factory=dict)
 
     def reads(self) -> list[int]:
         return [t for t, _ in self.inputs]
+
+    def makes(self) -> list[int]:
+        return [t for t, _ in self.outputs]
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,9 @@ class Layer:
 
     def reads(self) -> list[int]:
         return [self.input, *([self.format.residual] if self.format.residual >= 0 else [])]
+
+    def makes(self) -> list[int]:
+        return [self.output]
 
 
 @dataclass(frozen=True)
@@ -167,8 +176,9 @@ def parse_entry(record: dict[str, Any], blobs: Mapping[str, Array], layers: Sequ
         if "layer" in step:
             steps.append(layers[step["layer"]])
         else:
-            pairs = [[(int(t), int(i)) for t, i in step[side]] for side in ("inputs", "outputs")]
-            steps.append(Segment(int(step["subgraph"]), *pairs))
+            inner, outer = ([(int(t), int(i)) for t, i in step[side]] for side in ("inputs", "outputs"))
+            gathers = {int(t): Gather.parse(gather) for t, gather in step.get("gathers", {}).items()}
+            steps.append(Segment(int(step["subgraph"]), inner, outer, gathers))
     inputs, outputs = ([TensorSpec.from_json(s) for s in record[side]] for side in ("inputs", "outputs"))
     constants = {int(t): blobs[blob] for t, blob in record["constants"].items()}
     return Entry(inputs, outputs, steps, constants, _dead_after(inputs, outputs, steps, set(constants)))
@@ -180,8 +190,7 @@ def _dead_after(
     """For each step the tensors whose last use it is, so that memory holds only what is still needed."""
     last: dict[int, int] = {}
     for i, step in enumerate(steps):
-        made = [t for t, _ in step.outputs] if isinstance(step, Segment) else [step.output]
-        last.update(dict.fromkeys([*step.reads(), *made], i))
+        last.update(dict.fromkeys([*step.reads(), *step.makes()], i))
     keep = keep | {spec.index for spec in outputs}
     dead: list[list[int]] = [[] for _ in steps]
     for t, i in last.items():

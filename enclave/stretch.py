@@ -14,6 +14,7 @@ import numpy as np
 
 from enclave import native
 from enclave.formats import Activation, Float
+from enclave.gather import Window
 from enclave.integrity import NativeCheck
 from enclave.link import Accelerator
 from enclave.masks import Layout, MaskSet, Pair
@@ -33,26 +34,30 @@ class Patch:
 
 
 class Stretch:
-    """``layers`` in order; ``shapes`` are (input, output) by layer number; ``later`` are the tensors that somebody
-    reads afterwards, and ``places`` where some of them are wanted; ``checks`` by layer number, which may be empty."""
+    """``layers`` in order; ``windows`` are the inputs that layers gather, by layer number, and ``shapes`` (input,
+    output); ``later`` are the tensors that somebody reads afterwards, and ``places`` where some of them are wanted;
+    ``checks`` by layer number, which may be empty."""
 
     def __init__(
-        self, layers: list[Layer], shapes: list[tuple[Shape, Shape]], later: set[int], places: dict[int, Array],
-        link: Accelerator, checks: dict[int, NativeCheck], lane: int,
+        self, layers: list[Layer], windows: dict[int, Window], shapes: list[tuple[Shape, Shape]], later: set[int],
+        places: dict[int, Array], link: Accelerator, checks: dict[int, NativeCheck], lane: int,
     ) -> None:  # fmt: skip
         self.layers, self.link, self._shapes, self._checks, self._lane = layers, link, shapes, checks, lane
-        self._places = places
+        self._windows, self._places = windows, places
         self.pop_orders: dict[int, Array] = {}  # masks of these layers keep their pop half in the next one's order
         self.streamed_push: set[int] = set()  # and of these their push half in the C loop's; pop halves all are
         self._keep: list[Array] = []
         self._stored: dict[int, Array] = {}
-        self._outside: list[tuple[int, str, int, int]] = []  # (step, field, tensor, size) of tensors made elsewhere
+        # Of tensors made elsewhere: where the address goes, tensor, size; first as (step, field, tensor, size).
+        self._outside: list[tuple[Array, int, int]] = []
+        self._referred: list[tuple[int, str, int, int]] = []
         self._masks = {name: Patch() for name in ("send_push", "push", "pop")}
         self._layout: Layout | None = None
         self._compile(later)
         self.outputs = {t: array for t, array in self._stored.items() if t in later}
-        width = max(max(shapes[layer.number][1][-1] for layer in layers), 16)
-        self._plan = link.plan(self._steps, width)
+        widths = [self._shapes[layer.number][1][-1] for layer in layers]
+        widths += [windows[layer.number].gather.channels for layer in layers if layer.number in windows]
+        self._plan = link.plan(self._steps, max(*widths, 16))
 
     def _compile(self, later: set[int]) -> None:
         steps: list[dict[str, Any]] = []
@@ -81,13 +86,15 @@ class Stretch:
         for i, step in enumerate(steps):
             for name, value in step.items():
                 self._steps[name][i] = value
-        self._pointers = {name: self._steps[name] for name in ("source", "residual")}  # views
+        self._outside += [(self._steps[name][row : row + 1], t, size) for row, name, t, size in self._referred]
 
     def _readers(self) -> dict[int, list[int]]:
         """Tensor -> positions of the layers that read it, in order; a residual counts as a reading of its own."""
         found: dict[int, list[int]] = {}
         for position, layer in enumerate(self.layers):
-            found.setdefault(layer.input, []).append(position)
+            own = self._windows.get(layer.number)
+            for t in own.gather.sources() if own else [layer.input]:
+                found.setdefault(t, []).append(position)
             if layer.format.residual >= 0:
                 found.setdefault(layer.format.residual, []).append(position)
         return found
@@ -103,20 +110,41 @@ class Stretch:
         steps[-1]["result"] = native.address(array)
 
     def _send(self, steps: list[dict[str, Any]], layer: Layer, position: int) -> None:
-        shape = self._shapes[layer.number][0]
+        shape, own = self._shapes[layer.number][0], self._windows.get(layer.number)
+        rows, n = (own.target, own.gather.channels) if own else (shape[:-1], shape[-1])
         step = {
             "kind": native.SEND,
-            "send_rows": int(np.prod(shape[:-1])),
-            "send_n": shape[-1],
+            "send_rows": int(np.prod(rows)),
+            "send_n": n,
             "order": self._pointer(layer.restore.order),
             "target": self._regions(layer)[0],
         }
         if layer.number in self._checks:
             step["send_keep"] = self._kept(position)
-        self._refer(step, len(steps), "source", layer.input, int(np.prod(shape)))
+        if own:
+            step["gather"] = self._gather(own)
+        else:
+            self._refer(step, len(steps), "source", layer.input, int(np.prod(shape)))
         if layer.masked:
             self._patch("send_push", len(steps), layer)
         steps.append(step)
+
+    def _gather(self, own: Window) -> int:
+        pieces = np.zeros(len(own.gather.pieces), native.PIECE)
+        for k, ((tensor, first, count), width) in enumerate(zip(own.gather.pieces, own.widths, strict=True)):
+            pieces["channels"][k], pieces["first"][k], pieces["count"][k] = width, first, count
+            if tensor in self._stored:
+                pieces["source"][k] = native.address(self._stored[tensor])
+            else:
+                self._outside.append((pieces["source"][k : k + 1], tensor, int(np.prod(own.source)) * width))
+        record = np.zeros(1, native.GATHER)
+        record["way"], record["count"], record["pieces"] = own.gather.way, len(pieces), native.address(pieces)
+        names = ("height", "width", "out_height", "out_width", "size_height", "size_width", "down", "right")
+        values = (*own.source[1:], *own.target[1:], *own.size, *own.gather.stride)
+        for name, value in zip(names, values, strict=True):
+            record[name] = value
+        self._keep += [pieces, record]
+        return native.address(record)
 
     def _kept(self, position: int) -> int:
         """Where the layer at this position finds what it was sent: not where the one before it does, whose answer is
@@ -178,7 +206,7 @@ class Stretch:
         if tensor in self._stored:
             step[name] = native.address(self._stored[tensor])
         else:
-            self._outside.append((row, name, tensor, size))
+            self._referred.append((row, name, tensor, size))
 
     def _patch(self, name: str, row: int, layer: Layer) -> None:
         self._masks[name].rows.append(row)
@@ -211,11 +239,11 @@ class Stretch:
     def begin(self, tensors: dict[int, Array], masks: MaskSet) -> None:
         """Let the link run all layers with these masks; ``outputs`` are the results when it is through. ``tensors``
         are those made elsewhere, and must outlive the run. Raises ``InputError``."""
-        for row, name, tensor, size in self._outside:
+        for slot, tensor, size in self._outside:
             array = tensors[tensor] = np.ascontiguousarray(tensors[tensor], np.float32)
             if array.size != size:
                 raise InputError("a tensor has another size than when the shapes were fixed")
-            self._pointers[name][row] = native.address(array)
+            slot[0] = native.address(array)
         if self._layout is not masks.layout:
             self._place(masks.layout)
         self.link.begin(self._lane, self._plan, masks.address)

@@ -18,6 +18,7 @@ from enclave.rng import Rng
 from enclave.schemes import LayerWeights, Obfuscated, Scheme
 from shadownet import tiling
 from shadownet.cost import sending
+from shadownet.gathering import gathers
 from shadownet.graph import Graph, ModelWriter, Op, Subgraph, SubgraphWriter
 from shadownet.graph.ir import OP_NAMES
 from shadownet.interface import interface_spec
@@ -313,6 +314,7 @@ class Lowering:
             "subgraph": target.index,
             "inputs": [[t, mapping[t]] for t in step.inputs],
             "outputs": [[t, mapping[t]] for t in step.outputs],
+            "gathers": gathers(source, step, part.shapes.shape),
             **_sizes(part, touched, step.outputs),
         }
 
