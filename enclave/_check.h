@@ -222,6 +222,14 @@ static double largest_norm_of(const Check *c) {
 /* Lines that right-hand sides are made of, one at a time. */
 static int64_t lines_of(const Check *c) { return c->batch * c->out_height; }
 
+/* How many lines need no more than the first `rows` positions of the input. */
+static int64_t lines_within(const Check *c, int64_t rows) {
+    const int64_t image = c->height * c->width, whole = rows / image * c->out_height;
+    const int64_t reach = (c->kernel_height - 1) * c->dilation_height - c->top, there = rows % image / c->width;
+    if (rows / image == c->batch || there <= reach) return whole;
+    return whole + (there - reach - 1) / c->stride_height + 1;
+}
+
 /* The right-hand sides of line r of all images. */
 static void expect_line(const Check *c, int64_t r, int wide) {
 #if HAVE_AVX512

@@ -29,6 +29,7 @@ enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the oth
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
 enum { PART = 32768 }; /* bytes of an answer that are taken and finished before the next ones are looked at */
+enum { CACHED = 1 << 19 }; /* bytes sent that are still in the second cache when the layer's check is prepared */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
 typedef struct {
@@ -160,6 +161,7 @@ typedef struct {
     const char *masks;
     uint64_t sequence; /* of the request that is out, 0 for none */
     uint64_t ahead;    /* of the request for the step after that one, whose input is still being written; 0 for none */
+    int64_t expected;  /* lines of that step's check that are prepared */
     int64_t asked;
 } Lane;
 
@@ -211,16 +213,17 @@ typedef struct {
     Stream send, pop, push;
 } Chores;
 
-/* Prepare one more line of the check. */
-static void expect_more(Link *link, Chores *c) {
+/* Prepare a check up to a line. */
+static void expect_until(Link *link, const Check *check, int64_t *expected, int64_t line) {
+    if (*expected >= line) return;
     const int64_t start = now_ns();
-    expect_line(c->check, c->expected++, have_avx512());
+    while (*expected < line) expect_line(check, (*expected)++, have_avx512());
     link->checking_ns += now_ns() - start;
 }
 
 static void do_some(Link *link, Chores *c) {
     if (c->check && c->expected < lines_of(c->check))
-        expect_more(link, c);
+        expect_until(link, c->check, &c->expected, c->expected + 1);
     else if (c->send.next < c->send.end)
         claim(&c->send);
     else if (c->pop.next < c->pop.end)
@@ -393,12 +396,13 @@ static void finish(const Finish *f, Part p, float *row, const float *zeros, cons
 /* Mask a private tensor, or what is gathered, into a layer's shared input: `count` rows from `first` on; `row` holds n
  * floats. */
 CLONES static void send_rows(const Send *s, int64_t first, int64_t count, const float *mask, float *row) {
-    const int64_t n = s->n;
-    for (int64_t r = first; r < first + count; r++) {
-        const float *x = s->source + r * n, *push = mask ? mask + r * n : 0;
-        float *out = s->keep ? s->keep + r * n : s->target + r * n;
+    const int plain = !s->gather && !s->order; /* then rows do not matter */
+    const int64_t n = plain ? count * s->n : s->n, at = first * s->n;
+    for (int64_t r = 0; r < (plain ? 1 : count); r++) {
+        const float *x = s->source + at + r * n, *push = mask ? mask + at + r * n : 0;
+        float *target = s->target + at + r * n, *out = s->keep ? s->keep + at + r * n : target;
         if (s->gather) {
-            gather_row(s->gather, r, row);
+            gather_row(s->gather, first + r, row);
             x = row;
         }
         if (s->order)
@@ -407,11 +411,18 @@ CLONES static void send_rows(const Send *s, int64_t first, int64_t count, const 
             add_row(out, x, push, n);
         else
             memcpy(out, x, (size_t)n * sizeof *x);
-        if (s->keep) memcpy(s->target + r * n, out, (size_t)n * sizeof *x);
+        if (s->keep) memcpy(target, out, (size_t)n * sizeof *x);
     }
 }
 
 static const Check *check_of(const Finish *f) { return f->check && f->check->active ? f->check : 0; }
+
+/* The check of the step after this one, if what it is prepared from would leave the cache before its turn. */
+static const Check *check_ahead(const Lane *lane) {
+    if (lane->next + 1 >= lane->count || lane->steps[lane->next + 1].kind != FINISH) return 0;
+    const Finish *f = &lane->steps[lane->next].finish;
+    return f->keep && 4 * f->rows * f->n > CACHED ? check_of(&lane->steps[lane->next + 1].finish) : 0;
+}
 
 /* `rows` of all `whole` rows of a layer's input are there: tell, and ask for the layer when the first ones are. */
 static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t rows, int64_t whole) {
@@ -472,16 +483,18 @@ static int end_layer(Link *link, Lane *lane, int64_t lanes, float *row, const fl
     /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
     const Check *check = check_of(f);
     double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
-    Chores chores = {check, 0, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size), stream(push, size)};
+    const Check *later = check_ahead(lane);
+    Chores chores = {check, lane->expected, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size), stream(push, size)};
     /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
     const int64_t patience = f->send && !f->apart ? f->rows - 1 : 0;
+    lane->expected = 0;
     for (int64_t first = 0, there = 0; first < f->rows;) {
         if (first == there) {
             const int outcome = await(link, lane, there > patience ? there : patience, f->rows, &chores, &there);
             if (outcome != OK) return outcome;
         }
         const Part part = part_from(f, first, there);
-        while (check && chores.expected * check->out_width < first + part.count) expect_more(link, &chores);
+        if (check) expect_until(link, check, &chores.expected, (first + part.count - 1) / check->out_width + 1);
         const int64_t start = now_ns();
         int outcome = take(f, check, part, &allowed);
         const int64_t taken = now_ns();
@@ -492,6 +505,7 @@ static int end_layer(Link *link, Lane *lane, int64_t lanes, float *row, const fl
         first += part.count;
         if (following) outcome = send_ahead(link, lane, following, first, f->rows);
         if (outcome != OK) return outcome;
+        if (later) expect_until(link, later, &lane->expected, lines_within(later, first));
         skip(&chores.send, first * f->n); /* or what was written would be cleared */
         skip(&chores.pop, first * f->n);
         skip(&chores.push, first * f->n);

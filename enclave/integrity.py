@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from enclave import limbs
-from enclave.native import CHECK, GEOMETRY, POINTERS, TAPS, address
+from enclave.native import CHECK, GEOMETRY, POINTERS, TAPS, address, empty
 from enclave.rng import Rng
 from shadownet.wire.errors import BundleError
 from shadownet.wire.precision import FLOAT32
@@ -241,9 +241,11 @@ class NativeCheck:
 
     def __init__(self, checker: Checker, geometry: Geometry, kept: Array) -> None:
         rows = math.prod(geometry.target[:3])
-        expected, sums = (np.empty((VECTORS, rows), np.float32) for _ in range(2))
-        products = np.empty((VECTORS * TAPS, geometry.fields["width"] + 4), np.float32)
-        self._keep = (checker.vectors, np.ascontiguousarray(checker.filters), kept, expected, sums, products)
+        expected, sums = (empty((VECTORS, rows)) for _ in range(2))
+        products = empty((VECTORS * TAPS, geometry.fields["width"] + 4))
+        filters = empty(checker.filters.shape)
+        filters[...] = checker.filters
+        self._keep = (checker.vectors, filters, kept, expected, sums, products)
         self.record = np.zeros(1, CHECK)
         for name, value in geometry.fields.items():
             self.record[name] = value

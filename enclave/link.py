@@ -110,9 +110,9 @@ class Accelerator:
             for (i, o), at in zip(shapes, self._offsets, strict=True)
         ]
         sent, answered = (max(column, default=0) // 4 if buffers else 0 for column in sizes)
-        self.private = np.empty(answered, np.float32)
+        self.private = native.empty(answered)
         self._lanes, self._plans = (native.Lane * lanes)(), [None] * lanes
-        self.kept = [[np.empty(sent, np.float32) for _ in range(2)] for _ in range(lanes)]
+        self.kept = [[native.empty(sent) for _ in range(2)] for _ in range(lanes)]
 
     def wake(self) -> None:
         """Have an accelerator that sleeps get up: a request is about to come."""

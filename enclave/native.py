@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 SEND, FINISH = 0, 1
+LINE = 16  # floats of a cache line
 OUTCOMES = ("ok", "gone", "late", "failed", "wrong", "not finite", "not right")
 
 COUNTERS = ("waiting_ns", "reading_ns", "finishing_ns", "sending_ns", "checking_ns")
@@ -65,6 +67,7 @@ class Lane(ctypes.Structure):
         ("masks", ctypes.c_uint64),
         ("sequence", ctypes.c_uint64),
         ("ahead", ctypes.c_uint64),
+        ("expected", ctypes.c_int64),
         ("asked", ctypes.c_int64),
     )
 
@@ -120,6 +123,14 @@ def block() -> int:
         return 1
     library.sn_block.restype = ctypes.c_int64
     return int(library.sn_block())
+
+
+def empty(shape: int | tuple[int, ...]) -> Array:
+    """float32, on cache lines: the C loop takes lines, and one that lies across two costs as much as two."""
+    count = math.prod(shape) if isinstance(shape, tuple) else shape
+    memory = np.empty(count + LINE, np.float32)
+    start = -address(memory) % (4 * LINE) // 4
+    return memory[start : start + count].reshape(shape)
 
 
 def finite(value: Array) -> bool:

@@ -104,7 +104,7 @@ class Stretch:
         size = 4 * int(np.prod(shape))
         array = self._places.get(layer.output)
         if array is None:
-            array = free[size].pop().reshape(shape) if free.get(size) else np.empty(shape, np.float32)
+            array = free[size].pop().reshape(shape) if free.get(size) else native.empty(shape)
             self._keep.append(array)
         self._stored[layer.output] = array
         steps[-1]["result"] = native.address(array)
@@ -215,9 +215,12 @@ class Stretch:
     def _pointer(self, array: Array | None) -> int:
         if array is None:
             return 0
-        array = np.ascontiguousarray(array)
-        self._keep.append(array)
-        return native.address(array)
+        held = np.ascontiguousarray(array)
+        if held.dtype == np.float32:
+            held = native.empty(held.shape)
+            held[...] = array
+        self._keep.append(held)
+        return native.address(held)
 
     def arrange(self, number: int, push: Array, pop: Array) -> Pair:
         """Lay a fresh pair out as the C loop will read it."""
