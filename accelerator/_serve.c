@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2, PEER_AWAKE = 16, AWAKE = 24 };
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 enum { OK = 0, FAILED = 1, STIRRED = 2 };
@@ -86,7 +86,27 @@ static int arrived(const Server *s, uint64_t request, uint64_t rows) {
     return __atomic_load_n(s->record + REQUEST, __ATOMIC_ACQUIRE) != request - 1 && (!rows || sent(s->record, request) >= rows);
 }
 
-/* Wait for that: poll for a while, then sleep until the enclave rings. STIRRED if the control socket did. */
+static void be_awake(const Server *s, uint64_t awake) {
+    __atomic_store_n(s->record + AWAKE, awake, __ATOMIC_SEQ_CST); }
+
+/* Sleep until that, or until the enclave rings for something to come. STIRRED if the control socket did. */
+static int doze(const Server *s, uint64_t request, uint64_t rows) {
+    struct pollfd fds[2] = {{(int)s->wait, POLLIN, 0}, {(int)s->control, POLLIN, 0}};
+    int stirred = 0;
+    be_awake(s, 0);
+    /* Briefly at first: the enclave may not have seen yet that it must ring. */
+    for (int nap = 1; !stirred && !arrived(s, request, rows); nap = -1) {
+        stirred = poll(fds, 2, nap);
+        if (stirred < 0 && errno != EINTR) return STIRRED;
+        if (stirred > 0 && (fds[1].revents || fds[0].revents & ~POLLIN)) return STIRRED;
+        char drain[4096]; /* before looking, so that no ring is lost */
+        if (stirred > 0 && read((int)s->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return STIRRED;
+    }
+    be_awake(s, 1);
+    return OK;
+}
+
+/* Wait for that: poll for a while, then sleep. STIRRED if the control socket did. */
 static int await(const Server *s, uint64_t request, uint64_t rows, Chore *chore) {
     int64_t start = 0;
     for (int spins = 0; !arrived(s, request, rows); spins++) {
@@ -96,11 +116,7 @@ static int await(const Server *s, uint64_t request, uint64_t rows, Chore *chore)
         if (!start) start = now;
         if (now - start > EAGER_NS) sched_yield(); /* somebody else may need this core more, the enclave first */
         if (now - start <= s->spin_ns) continue;
-        struct pollfd fds[2] = {{(int)s->wait, POLLIN, 0}, {(int)s->control, POLLIN, 0}};
-        if (poll(fds, 2, -1) < 0 && errno != EINTR) return STIRRED;
-        if (fds[1].revents || fds[0].revents & ~POLLIN) return STIRRED;
-        char drain[4096]; /* before looking, so that no ring is lost */
-        if (fds[0].revents && read((int)s->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return STIRRED;
+        if (doze(s, request, rows) != OK) return STIRRED;
         start = 0;
     }
     return OK;
@@ -122,7 +138,11 @@ static void fetch(const Part *part) {
     for (const char *at = part->source; at < part->source + part->size; at += 64) (void)*(const volatile char *)at;
 }
 
-static int ring(const Server *s) { return write((int)s->ring, "!", 1) < 0 && errno != EAGAIN ? FAILED : OK; } /* or full */
+/* Wake the enclave unless it says that it is awake. A full pipe has rung. */
+static int ring(const Server *s) {
+    if (__atomic_load_n(s->record + PEER_AWAKE, __ATOMIC_RELAXED)) return OK;
+    return write((int)s->ring, "!", 1) < 0 && errno != EAGAIN ? FAILED : OK;
+}
 
 /* Run a layer's parts, each as soon as its input is there, and tell after each but the last how many rows of the answer to
  * the request are. */
@@ -146,6 +166,7 @@ static int run_layer(const Server *s, uint64_t request, const Layer *layer) {
 /* Serve until the control socket stirs; returns the last request served. */
 uint64_t sn_serve(const Server *s, uint64_t done) {
     Chore chore = {0, 0};
+    be_awake(s, 1);
     while (await(s, done + 1, 0, &chore) == OK) {
         const uint64_t request = done + 1, layer = s->record[LAYER + request % SLOTS];
         step_aside(s);
@@ -161,5 +182,6 @@ uint64_t sn_serve(const Server *s, uint64_t done) {
         const int free = layer < s->count && s->layers[layer].next && sent(s->record, request) == ALL;
         chore = free ? (Chore){s->layers[layer].next, s->layers[layer].next + s->layers[layer].size} : (Chore){0, 0};
     }
+    be_awake(s, 0);
     return done;
 }

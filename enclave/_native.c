@@ -24,7 +24,7 @@
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2 };
+enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2, AWAKE = 16, PEER_AWAKE = 24 };
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
@@ -137,11 +137,14 @@ static int64_t ready(const Link *link, uint64_t sequence, int64_t rows) {
     return (said < most ? said : most) / 16 * 16;
 }
 
+static void be_awake(const Link *link, uint64_t awake) { __atomic_store_n(link->record + AWAKE, awake, __ATOMIC_SEQ_CST); }
+
 /* Sleep until more than `had` rows are there, the accelerator's socket stirs, or the deadline passes. */
 static int sleep_for(Link *link, uint64_t sequence, int64_t had, int64_t rows, int64_t deadline) {
-    for (;;) {
+    for (int naps = 0;; naps++) {
         int64_t left = deadline - now_ns();
         if (left <= 0) return LATE;
+        if (!naps && left > 1000000) left = 0; /* briefly at first: it may not have seen yet that it must ring */
         struct pollfd fds[3] = {{(int)link->wait, POLLIN, 0}, {(int)link->hangup, POLLIN, 0}, {(int)link->app, 0, 0}};
         const int stirred = poll(fds, 3, (int)(left / 1000000) + 1);
         if (stirred < 0 && errno != EINTR) return GONE;
@@ -193,7 +196,11 @@ static void publish(const Link *link, uint64_t sequence, int64_t rows) {
     __atomic_store_n(link->record + SENT + sequence % SLOTS, sequence << ROW_BITS | (uint64_t)rows, __ATOMIC_RELEASE);
 }
 
-static int ring(const Link *link) { return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK; } /* or full */
+/* Wake the accelerator unless it says that it is awake. A full pipe has rung. */
+static int ring(const Link *link) {
+    if (__atomic_load_n(link->record + PEER_AWAKE, __ATOMIC_RELAXED)) return OK;
+    return write((int)link->ring, "!", 1) < 0 && errno != EAGAIN ? GONE : OK;
+}
 
 /* Ask for a layer of whose input `rows` rows are there. At most SLOTS requests are out at a time; their numbers tell
  * which slot is whose. */
@@ -254,7 +261,11 @@ static int await(Link *link, const Lane *lane, int64_t had, int64_t rows, Chores
         if (waited > link->spin_ns) break;
         if (waited > EAGER_NS) sched_yield(); /* somebody else may need this core more, the accelerator first */
     }
-    if (outcome != OK) outcome = sleep_for(link, lane->sequence, had, rows, lane->asked + link->timeout_ns);
+    if (outcome != OK) {
+        be_awake(link, 0);
+        outcome = sleep_for(link, lane->sequence, had, rows, lane->asked + link->timeout_ns);
+        be_awake(link, 1);
+    }
     link->arrived_ns = now_ns();
     link->waiting_ns += link->arrived_ns - start - (link->checking_ns - checking);
     if (outcome != OK) return outcome;
@@ -524,7 +535,7 @@ static Lane *oldest(Lane *lanes, int64_t count) {
 
 /* Run lanes through their steps, in turn, until one is through: its number is put into `which`. The other one's request
  * stays out. Returns OK, or an outcome and in `which` the layer at which it came up. */
-int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
+static int run_lanes(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
     int outcome = OK;
     Lane *lane = 0;
     for (Lane *l = lanes; l < lanes + count && outcome == OK; l++)
@@ -538,6 +549,13 @@ int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zero
         }
     }
     if (outcome != OK) *which = lane->steps[lane->next].finish.layer;
+    return outcome;
+}
+
+int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
+    be_awake(link, 1);
+    const int outcome = run_lanes(link, lanes, count, row, zeros, which);
+    be_awake(link, 0);
     return outcome;
 }
 

@@ -59,6 +59,9 @@ class Known:
     def reads(self) -> list[int]:
         return self.reading
 
+    def makes(self) -> list[int]:
+        return [self.output]
+
     @property
     def crossing(self) -> tuple[Shape, Shape]:
         """Shapes of what is sent and answered."""

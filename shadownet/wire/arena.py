@@ -9,8 +9,9 @@ accelerator serves them in order and writes ``status`` and then ``reply``, the n
 many rows of the input are there (the request's number, shifted by 24, and the rows, or ``ALL_ROWS``): a layer may be
 asked for while its input is still being written. In the same way the accelerator may say in ``progress`` how many rows
 of the answer are there. ``core`` is the processor on which the enclave runs, counted from 1, so that the accelerator
-can keep off it. After each but ``sent`` and ``core`` a byte goes into a pipe, so the other side may poll for a while
-and then sleep. Everything in it is untrusted: the enclave reads a field once per look.
+can keep off it. After a request, a reply or progress a byte goes into a pipe, so the other side may poll for a while
+and then sleep; a side that polls says so in its word ``awake``, and need not be rung for. Everything in it is
+untrusted: the enclave reads a field once per look.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ ALIGN = 64  # LiteRT's host-memory buffers want this, and cache lines do
 MAX_ARENA = 1 << 34
 
 _REQUEST, _LAYER, _SENT, _REPLY, _STATUS = 0, 1, 3, 8, 9  # u64 words; request and reply on cache lines of their own
+_CALLEE_AWAKE = 24  # and the caller's in word 16; set by the loops in C only
 PROGRESS = 11  # written and read by the loops in C only
 _SLOTS = 2  # words each of layer, sent, status and progress
 _ROW_BITS = 24
@@ -169,8 +171,9 @@ class Caller:
         self._words, self._bell, self.sequence = words, bell, 0
 
     def wake(self) -> None:
-        """Ring without a request: one is about to come."""
-        self._bell.ring()
+        """Ring without a request, unless the peer is awake: one is about to come."""
+        if not self._words[_CALLEE_AWAKE]:
+            self._bell.ring()
 
     def call(self, layer: int, timeout: float) -> str:
         """Run ``layer``: "ok", "failed" (it said so), "wrong" (it broke the protocol), "gone" or "late"."""
