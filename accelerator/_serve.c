@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2, PEER_AWAKE = 16, AWAKE = 24 };
+enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRESS = 12, PEER_AWAKE = 16, AWAKE = 24 };
+enum { SLOTS = 3 }; /* words each of layer, sent, status and progress */
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 enum { OK = 0, FAILED = 1, STIRRED = 2 };

@@ -37,7 +37,7 @@ from shadownet.wire.tensors import TensorSpec, parse_shape
 
 Array = np.ndarray[Any, Any]
 
-PIPELINED_ROOM = 8  # requests in one message
+MOST_ROOM, ROOM = 16, 64 << 20  # requests in one message where two are under way at a time, and bytes for them
 GRACE_S = 1.0  # for the accelerator to end by itself
 
 
@@ -111,7 +111,7 @@ class Worker:
             end += aligned(spec.nbytes)
         if self._arena is not None:
             self._arena.close()
-        self._room = PIPELINED_ROOM if self._executor.lanes > 1 else 1
+        self._room = max(2, min(MOST_ROOM, ROOM // max(end, 1))) if self._executor.lanes > 1 else 1
         self._arena = Arena.create(end * self._room, "app")
         count = len(self._interface[0])
         halves = offsets[:count], offsets[count:]

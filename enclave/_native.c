@@ -24,11 +24,13 @@
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 3, CORE = 5, REPLY = 8, STATUS = 9, PROGRESS = 11, SLOTS = 2, AWAKE = 16, PEER_AWAKE = 24 };
+enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRESS = 12, AWAKE = 16, PEER_AWAKE = 24 };
+enum { SLOTS = 3 }; /* words each of layer, sent, status and progress */
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
 enum { PART = 32768 }; /* bytes of an answer that are taken and finished before the next ones are looked at */
+enum { APART = 4 }; /* a lane whose answers are checked begins when the other one has done this part of its steps */
 enum { CACHED = 1 << 19 }; /* bytes sent that are still in the second cache when the layer's check is prepared */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
 
@@ -157,7 +159,8 @@ static int sleep_for(Link *link, uint64_t sequence, int64_t had, int64_t rows, i
     }
 }
 
-/* One inference on its way through its steps. Two lanes keep the accelerator busy while one of them is finished here. */
+/* One inference on its way through its steps. Two lanes keep the accelerator busy while one of them is finished here: then
+ * up to three requests are out, one of each lane and one ahead. */
 typedef struct {
     const Step *steps;
     int64_t count, next; /* the step that runs; count when there is nothing to run */
@@ -478,17 +481,16 @@ static int start_layer(Link *link, Lane *lane, float *row) {
     return outcome;
 }
 
-/* The step after this one, if the accelerator may begin with it while its input is still being written. With a second
- * lane it has something to do anyway. */
-static const Finish *step_ahead(const Lane *lane, int64_t lanes) {
-    if (lanes > 1 || lane->next + 1 >= lane->count) return 0;
+/* The step after this one, if the accelerator may begin with it while its input is still being written. */
+static const Finish *step_ahead(const Lane *lane) {
+    if (lane->next + 1 >= lane->count) return 0;
     const Step *step = lane->steps + lane->next, *following = step + 1;
     return step->finish.apart && following->kind == FINISH ? &following->finish : 0;
 }
 
 /* Take the answer and finish the layer. */
-static int end_layer(Link *link, Lane *lane, int64_t lanes, float *row, const float *zeros) {
-    const Finish *f = &lane->steps[lane->next].finish, *following = step_ahead(lane, lanes);
+static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
+    const Finish *f = &lane->steps[lane->next].finish, *following = step_ahead(lane);
     const int64_t size = f->rows * f->n;
     const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
     /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
@@ -533,25 +535,39 @@ static Lane *oldest(Lane *lanes, int64_t count) {
     return found;
 }
 
-/* Run lanes through their steps, in turn, until one is through: its number is put into `which`. The other one's request
- * stays out. Returns OK, or an outcome and in `which` the layer at which it came up. */
-static int run_lanes(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
-    int outcome = OK;
-    Lane *lane = 0;
-    for (Lane *l = lanes; l < lanes + count && outcome == OK; l++)
-        if (!l->sequence && l->next < l->count) outcome = start_layer(link, lane = l, row);
-    while (outcome == OK && (lane = oldest(lanes, count))) {
-        outcome = end_layer(link, lane, count, row, zeros);
-        if (outcome == OK) outcome = start_layer(link, lane, row);
-        if (outcome == OK && !lane->sequence) {
-            *which = lane - lanes;
-            return OK;
-        }
-    }
-    if (outcome != OK) *which = lane->steps[lane->next].finish.layer;
+/* Say which lane is through, or at which layer something came up. */
+static int tell(const Lane *lanes, const Lane *lane, int outcome, int64_t *which) {
+    *which = outcome == OK ? lane - lanes : lane->steps[lane->next].finish.layer;
     return outcome;
 }
 
+/* Whether a lane may begin. Lanes that begin together meet at the same time the layers for which the accelerator waits for
+ * us, which where answers are checked costs more than that the second one finds the weights in the accelerator's cache. */
+static int may_start(const Lane *lanes, int64_t count, const Lane *lane) {
+    const Step *first = lane->steps;
+    while (first < lane->steps + lane->count && first->kind != FINISH) first++;
+    if (first == lane->steps + lane->count || !first->finish.check) return 1;
+    for (const Lane *other = lanes; other < lanes + count; other++)
+        if (other != lane && other->sequence && other->next < other->count / APART) return 0;
+    return 1;
+}
+
+static int run_lanes(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
+    for (;;) {
+        for (Lane *lane = lanes; lane < lanes + count; lane++) {
+            if (lane->sequence || lane->next == lane->count || !may_start(lanes, count, lane)) continue;
+            const int outcome = start_layer(link, lane, row);
+            if (outcome != OK || !lane->sequence) return tell(lanes, lane, outcome, which);
+        }
+        Lane *lane = oldest(lanes, count);
+        int outcome = end_layer(link, lane, row, zeros);
+        if (outcome == OK) outcome = start_layer(link, lane, row);
+        if (outcome != OK || !lane->sequence) return tell(lanes, lane, outcome, which);
+    }
+}
+
+/* Run lanes through their steps, in turn, until one is through: its number is put into `which`. The other one's request
+ * stays out. Returns OK, or an outcome and in `which` the layer at which it came up. At least one has steps to run. */
 int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
     be_awake(link, 1);
     const int outcome = run_lanes(link, lanes, count, row, zeros, which);

@@ -24,7 +24,7 @@ import numpy as np
 from shadownet.converter import convert
 from shadownet.inputs import random_inputs
 from shadownet.progress import quiet, track
-from shadownet.session import Session
+from shadownet.session import DEFAULT_MASK_MEMORY, Session
 from shadownet.wire.arena import Arena, aligned
 from shadownet.wire.errors import WorkerError
 from shadownet.wire.paths import resolve_key
@@ -36,7 +36,7 @@ SETTLE_S = 0.004  # workers poll for up to 2 ms after a run before they sleep
 TRIES = 3
 SETS = 10  # sets of masks made at a time, for one input; fewer for batches, whose sets are larger
 TRACED = 5  # inferences whose layers are timed, after the race
-STREAM = 8  # inferences in one go, for the rate: as many as one message takes
+STREAM = 16  # inferences in one go, for the rate: as many as one message takes
 UNPROTECTED = {"scheme": "none", "masks": "none", "integrity": "none"}
 INTRUSION = 0.02  # share of a turn that others' workers may take at most
 
@@ -287,15 +287,16 @@ def _rate(contender: Contender) -> dict[str, Any]:
     """Inferences in a row, one after the other and two under way at a time, with masks prepared."""
     session = contender.session
     assert session is not None
-    shapes, requests, rates = [spec.shape for spec in session.inputs], [contender.inputs] * STREAM, {}
+    shapes, rates = [spec.shape for spec in session.inputs], {}
     for name, pipelined in (("one after the other", False), ("pipelined", True)):
         session.allocate(0, shapes, pipelined)
-        seconds = []
+        count = max(1, min(STREAM, DEFAULT_MASK_MEMORY // max(1, session.prepare(1)["bytes"])))
+        requests, seconds = [contender.inputs] * count, []
         for _ in range(TRACED):
-            session.prepare(STREAM)
+            session.prepare(count - session.stats()["masks_ready"])
             start = time.perf_counter()
             session.invoke_many(requests)
-            seconds.append((time.perf_counter() - start) / STREAM)
+            seconds.append((time.perf_counter() - start) / count)
         rates[name] = float(np.median(seconds[1:])) * 1e3
     return {"name": contender.name, "ms_per_inference": rates}
 

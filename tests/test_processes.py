@@ -504,11 +504,11 @@ class Fake:
 
     def progress(self, rows: int, sequence: int = 1) -> None:
         """Say that so many rows are there, and ring."""
-        self.words[shared.PROGRESS + sequence % 2] = (sequence << 24 | rows) & (1 << 64) - 1
+        self.words[shared.PROGRESS + sequence % shared.SLOTS] = (sequence << 24 | rows) & (1 << 64) - 1
         self.bell.ring()
 
     def reply(self, sequence: int, status: int = shared.OK) -> None:
-        self.words[shared._STATUS + sequence % 2] = status
+        self.words[shared._STATUS + sequence % shared.SLOTS] = status
         self.words[shared._REPLY] = sequence
 
 
@@ -576,7 +576,7 @@ def test_progress_of_another_request_is_none(sequence: int) -> None:
 
         def work() -> None:
             fake.output[...] = np.nan
-            for slot in (shared.PROGRESS, shared.PROGRESS + 1):
+            for slot in range(shared.PROGRESS, shared.PROGRESS + shared.SLOTS):
                 fake.words[slot] = sequence << 24 | 32
             fake.bell.ring()
             time.sleep(0.1)

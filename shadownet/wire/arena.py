@@ -3,8 +3,8 @@
 The arena is an anonymous memfd, created by the enclave, sealed against resizing (a peer that shrank it would
 crash whoever reads it) and handed over as a descriptor: it has no name that could be left behind.
 
-The first page is the call record. Requests are numbered; up to two are out at a time, and the number's parity says
-which of two slots is whose: the enclave writes ``layer`` and ``sent`` and then ``request``, the newest number; the
+The first page is the call record. Requests are numbered; up to three are out at a time, and the number modulo three
+says which slot is whose: the enclave writes ``layer`` and ``sent`` and then ``request``, the newest number; the
 accelerator serves them in order and writes ``status`` and then ``reply``, the number it has served. ``sent`` says how
 many rows of the input are there (the request's number, shifted by 24, and the rows, or ``ALL_ROWS``): a layer may be
 asked for while its input is still being written. In the same way the accelerator may say in ``progress`` how many rows
@@ -36,10 +36,10 @@ RECORD = 4096  # bytes reserved for the call record
 ALIGN = 64  # LiteRT's host-memory buffers want this, and cache lines do
 MAX_ARENA = 1 << 34
 
-_REQUEST, _LAYER, _SENT, _REPLY, _STATUS = 0, 1, 3, 8, 9  # u64 words; request and reply on cache lines of their own
+_REQUEST, _LAYER, _SENT, _REPLY, _STATUS = 0, 1, 4, 8, 9  # u64 words; request and reply on cache lines of their own
 _CALLEE_AWAKE = 24  # and the caller's in word 16; set by the loops in C only
-PROGRESS = 11  # written and read by the loops in C only
-_SLOTS = 2  # words each of layer, sent, status and progress
+PROGRESS = 12  # written and read by the loops in C only
+SLOTS = 3  # words each of layer, sent, status and progress
 _ROW_BITS = 24
 ALL_ROWS = (1 << _ROW_BITS) - 1
 OK, FAILED = 0, 1
@@ -179,8 +179,8 @@ class Caller:
         """Run ``layer``: "ok", "failed" (it said so), "wrong" (it broke the protocol), "gone" or "late"."""
         words, seq = self._words, self.sequence + 1
         self.sequence = seq
-        words[_LAYER + seq % _SLOTS] = layer
-        words[_SENT + seq % _SLOTS] = _all_of(seq)
+        words[_LAYER + seq % SLOTS] = layer
+        words[_SENT + seq % SLOTS] = _all_of(seq)
         words[_REQUEST] = seq
         self._bell.ring()
         before = seq - 1
@@ -189,7 +189,7 @@ class Caller:
             return {"socket": "gone", "late": "late"}[outcome]
         if words[_REPLY] != seq:
             return "wrong"
-        return "ok" if words[_STATUS + seq % _SLOTS] == OK else "failed"
+        return "ok" if words[_STATUS + seq % SLOTS] == OK else "failed"
 
 
 class Callee:
@@ -201,13 +201,13 @@ class Callee:
     def next(self) -> int | None:
         """Wait for a request and all of its input; returns its layer, or None when the control socket stirs."""
         words, done = self._words, self.done
-        slot, whole = _SENT + (done + 1) % _SLOTS, _all_of(done + 1)
+        slot, whole = _SENT + (done + 1) % SLOTS, _all_of(done + 1)
         if self._bell.wait(lambda: words[_REQUEST] != done and words[slot] == whole, None) == "socket":
             return None
         self.done += 1
-        return words[_LAYER + self.done % _SLOTS]
+        return words[_LAYER + self.done % SLOTS]
 
     def answer(self, status: int) -> None:
-        self._words[_STATUS + self.done % _SLOTS] = status
+        self._words[_STATUS + self.done % SLOTS] = status
         self._words[_REPLY] = self.done
         self._bell.ring()
