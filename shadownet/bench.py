@@ -352,10 +352,11 @@ def environment() -> str:
     """One line on where this was measured."""
     import importlib.metadata
 
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
+    pairs = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in pairs}
+    model = facts.get("model name", platform.machine())
+    if "cpu family" in facts:  # virtual machines often tell no more by name than who made it
+        model += f" (family {facts['cpu family']})"
     return (
         f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, "
         f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}, numpy {np.__version__}"
