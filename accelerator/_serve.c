@@ -21,6 +21,7 @@ enum { OK = 0, FAILED = 1, STIRRED = 2 };
  * the answer, and reads `size` bytes from `source` on. */
 typedef int (*Run)(void *model, uint64_t signature, uint64_t inputs, void **input, uint64_t outputs, void **output);
 typedef struct {
+    void *model;
     uint64_t signature;
     void **input, **output;
     uint64_t needs, rows;
@@ -37,13 +38,12 @@ typedef struct {
 typedef struct {
     uint64_t *record; /* shared */
     Run run;
-    void *model;
     const Layer *layers;
     uint64_t count;
     int64_t ring, wait, control; /* descriptors: two pipes, the enclave's socket */
     int64_t spin_ns;
     int64_t *calls;             /* the timeline's table, or NULL */
-    const cpu_set_t *elsewhere; /* cores that we may use, or NULL if our threads need all of them */
+    const cpu_set_t *cores; /* those that we may use */
 } Server;
 
 /* What there is to do while waiting: take the cache lines of memory that will be written. */
@@ -127,8 +127,8 @@ static int await(const Server *s, uint64_t request, uint64_t rows, Chore *chore)
  * on one core, the kernel may take milliseconds to notice. */
 static void step_aside(const Server *s) {
     const uint64_t core = s->record[CORE]; /* counted from 1 */
-    if (!s->elsewhere || !core || core > CPU_SETSIZE || sched_getcpu() != (int)core - 1) return;
-    cpu_set_t others = *s->elsewhere;
+    if (!core || core > CPU_SETSIZE || sched_getcpu() != (int)core - 1) return;
+    cpu_set_t others = *s->cores;
     CPU_CLR(core - 1, &others);
     if (CPU_COUNT(&others)) (void)sched_setaffinity(0, sizeof others, &others); /* refused: we stay */
 }
@@ -155,7 +155,7 @@ static int run_layer(const Server *s, uint64_t request, const Layer *layer) {
         const int outcome = await(s, request, part->needs, &none);
         if (outcome != OK) return outcome;
         fetch(part);
-        if (s->run(s->model, part->signature, 1, part->input, 1, part->output) != 0) return FAILED;
+        if (s->run(part->model, part->signature, 1, part->input, 1, part->output) != 0) return FAILED;
         if (p + 1 == layer->count) break;
         rows += part->rows;
         __atomic_store_n(s->record + PROGRESS + request % SLOTS, request << ROW_BITS | rows, __ATOMIC_RELEASE);

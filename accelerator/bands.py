@@ -8,28 +8,21 @@ signature, so layers with more weights than answers are left alone, or cut into 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-import os
-import struct
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from accelerator.public import CONVOLUTIONS, kind, text
 from shadownet.wire.arena import ALL_ROWS
 
 MOST = 4  # bands of a layer
 LEAST = 1 << 14  # values of an answer in a band: fewer are finished in less time than a call takes
 HEAVY = 4  # weights for each value of an answer: with more, reading them for each band costs more than it saves
-MAX_FILE = 1 << 28  # larger models run as they are: a copy is made here
 _ALIGN = 64  # bytes; LiteRT wants buffers to begin so
-
-_CONVOLUTIONS = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
 
 
 @dataclass(frozen=True)
@@ -54,21 +47,11 @@ class _Vertical:
     pads: tuple[tuple[int, int], tuple[int, int]]
 
 
-def split(path: str) -> tuple[bytes, dict[str, list[Band]]]:
-    """A public model with signatures for bands, and the bands by layer; b"" and {} if there are none, or if the file is
-    no model: LiteRT will say so. Raises ``OSError``."""
-    if os.stat(path).st_size > MAX_FILE:
-        return b"", {}
-    with contextlib.suppress(ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
-        content = bytearray(Path(path).read_bytes())
-        model = schema.ModelT.InitFromPackedBuf(content, 0)
-        layers = {_text(s.signatureKey): _Layer(model, s) for s in model.signatureDefs or []}
-        found = {name: bands for name, layer in layers.items() if (bands := layer.bands())}
-        if found:
-            builder = flatbuffers.Builder(len(content) + (1 << 20))
-            builder.Finish(model.Pack(builder), b"TFL3")
-            return bytes(builder.Output()), found
-    return b"", {}
+def split(model: Any) -> dict[str, list[Band]]:
+    """Add signatures for bands to a public model; returns the bands by layer. Raises what ``public.DAMAGE`` names for
+    one that is damaged."""
+    layers = {text(signature.signatureKey): _Layer(model, signature) for signature in model.signatureDefs}
+    return {name: bands for name, layer in layers.items() if (bands := layer.bands())}
 
 
 class _Layer:
@@ -107,8 +90,8 @@ class _Layer:
         read, pads = int(self.graph.inputs[0]), ((0, 0), (0, 0))
         found: set[_Vertical] = set()
         for op in self.graph.operators:
-            kind = self._kind(op)
-            if kind == schema.BuiltinOperator.PAD and not found:
+            own = kind(self.model, op)
+            if own == schema.BuiltinOperator.PAD and not found:
                 amounts = self._constant(int(op.inputs[1])).reshape(-1, 2).tolist()
                 if len(amounts) != 4 or amounts[0] != [0, 0] or amounts[3] != [0, 0]:
                     return None
@@ -117,14 +100,14 @@ class _Layer:
             made = self._shape(int(op.outputs[0]))
             if len(made) != 4 or made[:2] != (1, height):
                 return None
-            if kind in _CONVOLUTIONS and int(op.inputs[0]) == read:
+            if own in CONVOLUTIONS and int(op.inputs[0]) == read:
                 found.add(self._geometry(op, pads))
-            elif kind != schema.BuiltinOperator.RESHAPE and not self._joins_channels(op):
+            elif own != schema.BuiltinOperator.RESHAPE and not self._joins_channels(op):
                 return None
         return found.pop() if len(found) == 1 else None
 
     def _joins_channels(self, op: Any) -> bool:
-        return self._kind(op) == schema.BuiltinOperator.CONCATENATION and int(op.builtinOptions.axis) in (3, -1)
+        return kind(self.model, op) == schema.BuiltinOperator.CONCATENATION and int(op.builtinOptions.axis) in (3, -1)
 
     def _geometry(self, op: Any, pads: tuple[tuple[int, int], ...]) -> _Vertical:
         options, kernel = op.builtinOptions, self._shape(int(op.inputs[1]))[1:3]
@@ -141,7 +124,7 @@ class _Layer:
         return _Vertical(int(kernel[0]), int(strides[0]), int(dilations[0]), (total[0], total[1]))
 
     def _weights(self) -> int:
-        ops = [op for op in self.graph.operators if self._kind(op) in _CONVOLUTIONS]
+        ops = [op for op in self.graph.operators if kind(self.model, op) in CONVOLUTIONS]
         return sum(int(np.prod(self._shape(int(op.inputs[1])), dtype=np.int64)) for op in ops)
 
     def _write(self, vertical: _Vertical, band: Band, pads: tuple[int, int]) -> str:
@@ -149,10 +132,12 @@ class _Layer:
         key = _likeness(band, pads)
         if key in self.made:
             return self.made[key]
-        name = self.made[key] = f"{_text(self.signature.signatureKey)}#{len(self.made)}"
+        name = self.made[key] = f"{text(self.signature.signatureKey)}#{len(self.made)}"
         graph = copy.copy(self.graph)
         graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
-        graph.operators = [copy.copy(op) for op in graph.operators if self._kind(op) != schema.BuiltinOperator.PAD]
+        graph.operators = [
+            copy.copy(op) for op in graph.operators if kind(self.model, op) != schema.BuiltinOperator.PAD
+        ]
         x = int(graph.inputs[0])
         graph.tensors[x].shape = np.array(band.source, np.int32)
         amounts = ((0, 0), pads, vertical.pads[1], (0, 0))
@@ -187,17 +172,17 @@ class _Layer:
 
     def _fit(self, graph: Any, op: Any, source: int, rows: int) -> None:
         """Give an op of a band its number of rows; convolutions read ``source``, which has all that they pad."""
-        if self._kind(op) == schema.BuiltinOperator.PAD:
+        if kind(self.model, op) == schema.BuiltinOperator.PAD:
             return
         result = graph.tensors[int(op.outputs[0])]
         shape = np.array(result.shape, np.int32)
         shape[1] = rows
         result.shape = shape
-        if self._kind(op) in _CONVOLUTIONS:
+        if kind(self.model, op) in CONVOLUTIONS:
             op.inputs = np.array([source, *op.inputs[1:]], np.int32)
             op.builtinOptions = copy.copy(op.builtinOptions)
             op.builtinOptions.padding = schema.Padding.VALID
-        elif self._kind(op) == schema.BuiltinOperator.RESHAPE:
+        elif kind(self.model, op) == schema.BuiltinOperator.RESHAPE:
             graph.tensors.append(self._integers("band_shape", shape))
             op.inputs = np.array([op.inputs[0], len(graph.tensors) - 1], np.int32)
             op.builtinOptions, op.builtinOptionsType = None, 0
@@ -208,10 +193,6 @@ class _Layer:
             shape=np.array(values.shape, np.int32), type=schema.TensorType.INT32, name=name, hasRank=True,
             buffer=len(self.model.buffers) - 1,
         )  # fmt: skip
-
-    def _kind(self, op: Any) -> int:
-        code = self.model.operatorCodes[op.opcodeIndex]
-        return int(max(code.builtinCode, code.deprecatedBuiltinCode))
 
     def _shape(self, tensor: int) -> tuple[int, ...]:
         return tuple(int(d) for d in self.graph.tensors[tensor].shape)
@@ -235,7 +216,3 @@ def _band(
 def _likeness(band: Band, pads: tuple[int, int]) -> tuple[int, ...]:
     """Bands of a layer for which these are equal are the same computation on other rows."""
     return (band.source[1], *pads, band.target[1])
-
-
-def _text(key: Any) -> str:
-    return key.decode() if isinstance(key, bytes) else str(key)

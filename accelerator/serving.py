@@ -12,6 +12,7 @@ _CORES = 1024  # of a cpu_set_t
 
 class _Part(ctypes.Structure):
     _fields_ = (
+        ("model", ctypes.c_void_p),
         ("signature", ctypes.c_uint64),
         ("input", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
@@ -35,7 +36,6 @@ class _Server(ctypes.Structure):
     _fields_ = (
         ("record", ctypes.c_void_p),
         ("run", ctypes.c_void_p),
-        ("model", ctypes.c_void_p),
         ("layers", ctypes.POINTER(_Layer)),
         ("count", ctypes.c_uint64),
         ("ring", ctypes.c_int64),
@@ -43,7 +43,7 @@ class _Server(ctypes.Structure):
         ("control", ctypes.c_int64),
         ("spin_ns", ctypes.c_int64),
         ("calls", ctypes.c_void_p),
-        ("elsewhere", ctypes.c_char_p),
+        ("cores", ctypes.c_char_p),
     )
 
 
@@ -53,7 +53,7 @@ class NativeLoop:
     def __init__(
         self, library: ctypes.CDLL, backend: Any, record: int, fds: tuple[int, int, int], spin_s: float, calls: int
     ) -> None:
-        run, model, table = backend.native()
+        run, table = backend.native()
         self._parts = [(_Part * len(parts))(*(_Part(*part) for part in parts)) for parts, _, _ in table]
         layers = [_Layer(own, len(own), *row[1:]) for own, row in zip(self._parts, table, strict=True)]
         self._layers = (_Layer * len(table))(*layers)
@@ -61,9 +61,8 @@ class NativeLoop:
         self._serve.restype = ctypes.c_uint64
         self._serve.argtypes = (ctypes.POINTER(_Server), ctypes.c_uint64)
         address = ctypes.cast(run, ctypes.c_void_p).value
-        cores = _cores(backend.num_threads)
         self._server = _Server(
-            record, address, model, self._layers, len(table), *fds, int(spin_s * 1e9), calls or None, cores
+            record, address, self._layers, len(table), *fds, int(spin_s * 1e9), calls or None, _cores()
         )
 
     @classmethod
@@ -82,9 +81,7 @@ class NativeLoop:
         return int(self._serve(self._server, done))
 
 
-def _cores(num_threads: int) -> bytes | None:
-    """The cores that this process may use, as a cpu_set_t; None if it needs all of them."""
-    allowed = os.sched_getaffinity(0)
-    if num_threads >= len(allowed) or max(allowed) >= _CORES:
-        return None
-    return sum(1 << core for core in allowed).to_bytes(_CORES // 8, "little")
+def _cores() -> bytes:
+    """The cores that this process may use, as a cpu_set_t."""
+    allowed = sum(1 << core for core in os.sched_getaffinity(0) if core < _CORES)
+    return allowed.to_bytes(_CORES // 8, "little")

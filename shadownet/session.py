@@ -55,8 +55,7 @@ class Session:
         self._timeline = Timeline() if trace else None
         self._calls = CallLog.create() if trace else None
         self._desks: list[Desk] = []  # the one in use; a list, so that the finalizer sees it
-        # Spinning while the accelerator's threads want the same cores would slow it down.
-        spin_s = 2e-3 if num_threads < (os.cpu_count() or 1) else 50e-6
+        spin_s = 2e-3 if (os.cpu_count() or 1) > 1 else 50e-6  # two on one core would wait for each other
         ours, theirs = socket.socketpair()
         left, right = socket.socketpair()
         self._notes, notes = _pipe()  # for what the accelerator has to say to the user

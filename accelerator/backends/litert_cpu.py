@@ -1,13 +1,15 @@
 """LiteRT on the CPU (XNNPACK) through its C library, reading and writing the shared arena without a copy.
 
-One compiled model holds a signature per layer, and some for bands of rows (:mod:`accelerator.bands`); its tensor
-buffers are host-memory buffers over the arena. The Python interface cannot make such buffers with more than one
+A compiled model holds a signature per layer, and some for bands of rows (:mod:`accelerator.bands`); tensor buffers are
+host-memory buffers over the arena. With several threads there are two: each call wakes the threads anew, so layers
+that are done sooner than that pays have one. The Python interface cannot make such buffers with more than one
 dimension, hence ctypes. The declarations follow ``litert/c/*.h`` of LiteRT 2.3; with other versions
 :mod:`accelerator.backends.interpreter` takes over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import math
@@ -18,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from accelerator import bands
+from accelerator import bands, public
+from accelerator.bands import Band
 from shadownet.wire.arena import ALL_ROWS
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +31,7 @@ _CPU = 1  # kLiteRtHwAcceleratorCpu
 _FLOAT32 = 1  # kLiteRtElementTypeFloat32
 _FORCE_FP16 = 4  # TFLITE_XNNPACK_DELEGATE_FLAG_FORCE_FP16
 _ALIGNMENT = 64
+MANY = 100_000_000  # multiply-adds of a layer for which it pays to wake threads
 
 
 class _RankedType(ctypes.Structure):
@@ -43,15 +47,21 @@ class _RankedType(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Part:
-    """A signature with its tensor buffers, the rows (positions) of the input that must be there, from the first on,
-    those of the answer that it gives, and the memory that it reads: address and bytes."""
+    """A compiled model's signature with its tensor buffers, the rows (positions) of the input that must be there, from
+    the first on, those of the answer that it gives, and the memory that it reads: address and bytes."""
 
+    model: ctypes.c_void_p
     signature: ctypes.c_size_t
     source: Any
     target: Any
     needs: int
     rows: int
     reads: tuple[int, int]
+
+    def numbers(self) -> tuple[int, ...]:
+        """All of it as addresses and numbers."""
+        buffers = ctypes.addressof(self.source), ctypes.addressof(self.target)
+        return (self.model.value or 0, self.signature.value, *buffers, self.needs, self.rows, *self.reads)
 
 
 class LiteRtCpu:
@@ -60,26 +70,15 @@ class LiteRtCpu:
     def __init__(self, model: str, num_threads: int, fp16: bool = False) -> None:
         """``fp16`` has XNNPACK compute in half precision, emulated where the processor has none."""
         self.precision = "fp16" if fp16 else "float32"
-        self.num_threads = num_threads
+        self._flags = _FORCE_FP16 if fp16 else 0
         self._library = _load()
-        environment, options, loaded, compiled = (ctypes.c_void_p() for _ in range(4))
-        self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(environment))
-        # Where our threads take all cores, an enclave that works meanwhile would only be in their way.
-        if num_threads < (os.cpu_count() or 1):
-            self._content, self._bands = bands.split(model)
-        else:
-            self._content, self._bands = b"", {}
-        if self._bands:
-            size = ctypes.c_size_t(len(self._content))  # LiteRT reads it where it is
-            self._call("LiteRtCreateModelFromBuffer", environment, self._content, size, ctypes.byref(loaded))
-        else:
-            self._call("LiteRtCreateModelFromFile", environment, model.encode(), ctypes.byref(loaded))
-        self._call("LiteRtCreateOptions", ctypes.byref(options))
-        self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
-        self._keep = _payload(self, options, num_threads, _FORCE_FP16 if fp16 else 0)
-        self._call("LiteRtCreateCompiledModel", environment, loaded, options, ctypes.byref(compiled))
-        self._environment, self._model, self._compiled = environment, loaded, compiled
-        self._index = self._read_signatures()
+        self._environment = ctypes.c_void_p()
+        self._call("LiteRtCreateEnvironment", 0, None, ctypes.byref(self._environment))
+        self._bands: dict[str, list[Band]] = {}
+        self._keep: list[Any] = []  # what LiteRT reads where it is
+        self._signatures: dict[str, tuple[ctypes.c_void_p, int]] = {}  # compiled model, and index in it
+        for content, threads in self._tailored(model, num_threads):
+            self._compile(content, threads)
         self._layers: list[list[Part]] = []
         self._answers: list[tuple[int, int]] = []  # address and bytes
         self._run = self._library.LiteRtRunCompiledModel
@@ -89,16 +88,40 @@ class LiteRtCpu:
         if status != 0:
             raise ValueError(f"LiteRT: {name} failed with status {status}")
 
-    def _read_signatures(self) -> dict[str, int]:
+    def _tailored(self, path: str, num_threads: int) -> list[tuple[bytes | str, int]]:
+        """What to compile, and with how many threads: the file as it is where there is nothing to gain."""
+        tree, made = public.read(path), list[tuple[bytes | str, int]]()
+        with contextlib.suppress(*public.DAMAGE):
+            for layers, threads in _shares(tree, num_threads) if tree is not None else []:
+                part = public.only(tree, layers)
+                # Where our threads take every core, an enclave that works meanwhile would only be in their way.
+                if threads < (os.cpu_count() or 1):
+                    self._bands |= bands.split(part)
+                made.append((public.write(part), threads))
+            if made and (num_threads > 1 or self._bands):
+                return made
+        self._bands = {}
+        return [(path, num_threads)]
+
+    def _compile(self, model: bytes | str, threads: int) -> None:
+        """Compile a model, or a file, and take its signatures."""
+        loaded, options, compiled = (ctypes.c_void_p() for _ in range(3))
+        if isinstance(model, str):
+            self._call("LiteRtCreateModelFromFile", self._environment, model.encode(), ctypes.byref(loaded))
+        else:
+            size = ctypes.c_size_t(len(model))
+            self._call("LiteRtCreateModelFromBuffer", self._environment, model, size, ctypes.byref(loaded))
+        self._call("LiteRtCreateOptions", ctypes.byref(options))
+        self._call("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
+        self._keep += [model, _payload(self, options, threads, self._flags)]
+        self._call("LiteRtCreateCompiledModel", self._environment, loaded, options, ctypes.byref(compiled))
         count = ctypes.c_size_t()
-        self._call("LiteRtGetNumModelSignatures", self._model, ctypes.byref(count))
-        index = {}
+        self._call("LiteRtGetNumModelSignatures", loaded, ctypes.byref(count))
         for i in range(count.value):
             signature, key = ctypes.c_void_p(), ctypes.c_char_p()
-            self._call("LiteRtGetModelSignature", self._model, ctypes.c_size_t(i), ctypes.byref(signature))
+            self._call("LiteRtGetModelSignature", loaded, ctypes.c_size_t(i), ctypes.byref(signature))
             self._call("LiteRtGetSignatureKey", signature, ctypes.byref(key))
-            index[(key.value or b"").decode()] = i
-        return index
+            self._signatures[(key.value or b"").decode()] = compiled, i
 
     def open(self, layers: list[tuple[str, Array, Array]]) -> list[str]:
         self._close()
@@ -120,17 +143,18 @@ class LiteRtCpu:
         return parts
 
     def _open(self, signature: str, source: Array, target: Array, needs: int) -> Part:
-        if signature not in self._index:
+        if signature not in self._signatures:
             raise ValueError(f"the model has no signature {signature!r}")
-        index = ctypes.c_size_t(self._index[signature])
+        model, number = self._signatures[signature]
+        index = ctypes.c_size_t(number)
         dims = (ctypes.c_int32 * source.ndim)(*source.shape)
         self._call(
-            "LiteRtCompiledModelResizeInputTensorNonStrict", self._compiled, index, ctypes.c_size_t(0), dims,
+            "LiteRtCompiledModelResizeInputTensorNonStrict", model, index, ctypes.c_size_t(0), dims,
             ctypes.c_size_t(source.ndim),
         )  # fmt: skip
         layout = (ctypes.c_uint8 * ctypes.sizeof(_RankedType))()
         self._call(
-            "LiteRtGetCompiledModelOutputTensorLayouts", self._compiled, index, ctypes.c_size_t(1), layout,
+            "LiteRtGetCompiledModelOutputTensorLayouts", model, index, ctypes.c_size_t(1), layout,
             ctypes.c_bool(True),
         )  # fmt: skip
         rank = layout[0] & 0x7F
@@ -139,7 +163,7 @@ class LiteRtCpu:
             raise ValueError(f"layer {signature!r} gives the shape {shape.tolist()}, not {list(target.shape)}")
         buffers = [(ctypes.c_void_p * 1)(self._buffer(array)) for array in (source, target)]
         reads = source.ctypes.data, source.nbytes
-        return Part(index, buffers[0], buffers[1], min(needs, ALL_ROWS), math.prod(target.shape[:-1]), reads)
+        return Part(model, index, buffers[0], buffers[1], min(needs, ALL_ROWS), math.prod(target.shape[:-1]), reads)
 
     def _buffer(self, array: Array) -> int | None:
         """A tensor buffer over ``array``'s own memory."""
@@ -152,27 +176,24 @@ class LiteRtCpu:
         )  # fmt: skip
         return made.value
 
-    def native(self) -> tuple[Any, int, list[tuple[list[tuple[int, ...]], int, int]]]:
-        """LiteRT's run function, its model, and per layer: parts (signature, input buffers, output buffers, rows that
-        it needs, rows that it gives, memory that it reads, its size), and what the next layer will answer into with its
+    def native(self) -> tuple[Any, list[tuple[list[tuple[int, ...]], int, int]]]:
+        """LiteRT's run function, and per layer: parts (model, signature, input buffers, output buffers, rows that it
+        needs, rows that it gives, memory that it reads, its size), and what the next layer will answer into with its
         size, 0 where that is what this one answered into. All but numbers are addresses."""
         table: list[tuple[list[tuple[int, ...]], int, int]] = []
         places = [*self._answers[1:], (0, 0)]
         # Where the signatures begin again another lane does, whose answer may not have been read yet.
-        signatures = [parts[0].signature.value for parts in self._layers]
+        signatures = [(parts[0].model.value, parts[0].signature.value) for parts in self._layers]
         lasts = [following == signatures[0] for following in [*signatures[1:], *signatures[:1]]]
         for parts, (own, _), (at, size), last in zip(self._layers, self._answers, places, lasts, strict=True):
-            found: list[tuple[int, ...]] = [
-                (p.signature.value, ctypes.addressof(p.source), ctypes.addressof(p.target), p.needs, p.rows, *p.reads)
-                for p in parts
-            ]
+            found = [p.numbers() for p in parts]
             table.append((found, *((0, 0) if last or at == own else (at, size))))
-        return self._run, self._compiled.value or 0, table
+        return self._run, table
 
     def run(self, layer: int) -> None:
         one = ctypes.c_size_t(1)
         for part in self._layers[layer]:
-            if self._run(self._compiled, part.signature, one, part.source, one, part.target) != 0:
+            if self._run(part.model, part.signature, one, part.source, one, part.target) != 0:
                 raise RuntimeError("LiteRT could not run the layer")
 
     def _close(self) -> None:
@@ -180,6 +201,14 @@ class LiteRtCpu:
             for buffer in (part.source[0], part.target[0]):
                 self._library.LiteRtDestroyTensorBuffer(ctypes.c_void_p(buffer))
         self._layers = []
+
+
+def _shares(tree: Any, num_threads: int) -> list[tuple[list[str], int]]:
+    """Layers by the number of threads that they are worth."""
+    size = {public.text(s.signatureKey): public.multiply_adds(tree, s) for s in tree.signatureDefs}
+    large = [name for name, macs in size.items() if num_threads > 1 and macs >= MANY]
+    small = [name for name in size if name not in large]
+    return [(layers, threads) for layers, threads in ((small, 1), (large, num_threads)) if layers]
 
 
 def _load() -> ctypes.CDLL:
