@@ -90,21 +90,26 @@ static int arrived(const Server *s, uint64_t request, uint64_t rows) {
 static void be_awake(const Server *s, uint64_t awake) {
     __atomic_store_n(s->record + AWAKE, awake, __ATOMIC_SEQ_CST); }
 
+/* Empty the pipe of rings that came while nobody slept. */
+static int drain(const Server *s) {
+    char rings[4096];
+    return read((int)s->wait, rings, sizeof rings) < 0 && errno != EAGAIN && errno != EINTR ? STIRRED : OK;
+}
+
 /* Sleep until that, or until the enclave rings for something to come. STIRRED if the control socket did. */
 static int doze(const Server *s, uint64_t request, uint64_t rows) {
     struct pollfd fds[2] = {{(int)s->wait, POLLIN, 0}, {(int)s->control, POLLIN, 0}};
     int stirred = 0;
     be_awake(s, 0);
+    if (drain(s) != OK) return STIRRED;
     /* Briefly at first: the enclave may not have seen yet that it must ring. */
     for (int nap = 1; !stirred && !arrived(s, request, rows); nap = -1) {
         stirred = poll(fds, 2, nap);
         if (stirred < 0 && errno != EINTR) return STIRRED;
         if (stirred > 0 && (fds[1].revents || fds[0].revents & ~POLLIN)) return STIRRED;
-        char drain[4096]; /* before looking, so that no ring is lost */
-        if (stirred > 0 && read((int)s->wait, drain, sizeof drain) < 0 && errno != EAGAIN && errno != EINTR) return STIRRED;
     }
     be_awake(s, 1);
-    return OK;
+    return drain(s);
 }
 
 /* Wait for that: poll for a while, then sleep. STIRRED if the control socket did. */

@@ -76,14 +76,13 @@ class Session:
                 if self._calls is not None:
                     own.append(self._calls.arena.fd)
                     worker += ["--calls", str(own[-1])]
-                self._processes.append(_start(worker, *own))
+                self._processes.append(_start(worker, num_threads, *own))
             fds = [theirs.fileno(), left.fileno()]
             for process in self._processes:  # whatever ends the enclave ends the accelerator
                 fds.append(os.pidfd_open(process.pid))
                 command += ["--kill", str(fds[-1])]
             # With little memory it has one thread, as a trusted application has.
-            single = {"OPENBLAS_NUM_THREADS": "1"} if enclave_memory else {}
-            self._processes.append(_start(command, *fds, **single))
+            self._processes.append(_start(command, 1 if enclave_memory else num_threads, *fds))
             for fd in fds[2:]:
                 os.close(fd)
         self._channel = Channel(ours, "enclave")
@@ -262,11 +261,12 @@ class Session:
         return error
 
 
-def _start(command: list[str], *fds: int, **variables: str) -> subprocess.Popen[bytes]:
+def _start(command: list[str], num_threads: int, *fds: int) -> subprocess.Popen[bytes]:
+    own = {"OPENBLAS_NUM_THREADS": str(num_threads)}  # NumPy's, which otherwise takes every core
     try:
         return subprocess.Popen(
             command, pass_fds=fds, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=workers.environment() | variables,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=workers.environment() | own,
             start_new_session=True,  # Ctrl-C in the terminal reaches the app alone, which then ends the workers
         )  # fmt: skip
     except OSError as error:

@@ -171,7 +171,7 @@ class Caller:
         self._words, self._bell, self.sequence = words, bell, 0
 
     def wake(self) -> None:
-        """Ring without a request, unless the peer is awake: one is about to come."""
+        """Ring for a request that has come, or is about to, unless the peer is awake."""
         if not self._words[_CALLEE_AWAKE]:
             self._bell.ring()
 
@@ -182,7 +182,7 @@ class Caller:
         words[_LAYER + seq % SLOTS] = layer
         words[_SENT + seq % SLOTS] = _all_of(seq)
         words[_REQUEST] = seq
-        self._bell.ring()
+        self.wake()
         before = seq - 1
         outcome = self._bell.wait(lambda: words[_REPLY] != before, timeout)
         if outcome != "ready":
