@@ -262,7 +262,8 @@ class Session:
 
 
 def _start(command: list[str], num_threads: int, *fds: int) -> subprocess.Popen[bytes]:
-    own = {"OPENBLAS_NUM_THREADS": str(num_threads)}  # NumPy's, which otherwise takes every core
+    # NumPy's threads, which otherwise take every core; and weights on huge pages, where the system has them.
+    own = {"OPENBLAS_NUM_THREADS": str(num_threads), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     try:
         return subprocess.Popen(
             command, pass_fds=fds, stdin=subprocess.DEVNULL,
