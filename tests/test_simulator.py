@@ -229,6 +229,9 @@ def broken(change: Any) -> dict[str, Any]:
         lambda r: r["accelerator"].update(kinds={"NO_SUCH_OP": {}}),
         lambda r: r["accelerator"].update(kinds={"ADD": {"op_us": r["accelerator"]["op_us"]}}),
         lambda r: r["enclave"].update(overlaps=1),
+        lambda r: r["accelerator"].update(small_mmac=5),
+        lambda r: r["accelerator"].update(small_factor=r["accelerator"]["gmac_s"] | {"value": 0.5}),
+        lambda r: r["enclave"].update(small_mmac=r["accelerator"]["gmac_s"]),
     ],
 )
 def test_a_profile_that_is_not_sound_is_refused(change: Any) -> None:
@@ -286,6 +289,12 @@ TOY = counts.Counts((LAYER, SEGMENT, LAYER), 1.0, 1 << 20, 1 << 10, 4096)
     [
         ({"accelerator__gmac_s": 1.0}, "accelerator_macs", 20.0),
         ({"accelerator__op_us": 500.0}, "accelerator_ops", 1.0),
+        (
+            small := {"accelerator__gmac_s": 1.0, "accelerator__small_mmac": 11.0, "accelerator__small_factor": 3.0},
+            "accelerator_macs",
+            60.0,
+        ),
+        (small | {"accelerator__small_mmac": 10.0}, "accelerator_macs", 20.0),  # a layer has ten million
         ({"crossing__switch_us": 100.0}, "switch", 0.3),  # two layers and the app
         ({"crossing__page_us": 10.0}, "pages", 0.05),  # one each way per layer, one of the app's
         ({"crossing__gb_s": 0.001}, "copy", 20.48),

@@ -31,7 +31,7 @@ _CPU = 1  # kLiteRtHwAcceleratorCpu
 _FLOAT32 = 1  # kLiteRtElementTypeFloat32
 _FORCE_FP16 = 4  # TFLITE_XNNPACK_DELEGATE_FLAG_FORCE_FP16
 _ALIGNMENT = 64
-MANY = 100_000_000  # multiply-adds of a layer for which it pays to wake threads
+MANY = 200_000_000  # multiply-adds of a layer for which it pays to wake threads
 
 
 class _RankedType(ctypes.Structure):

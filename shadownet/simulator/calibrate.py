@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from accelerator.backends.litert_cpu import MANY
 from enclave import keys
 from shadownet.bench import SETTLE_S, environment
 from shadownet.converter import convert
@@ -56,12 +57,16 @@ def calibrate(num_threads: int = 1, seconds: float = 0.3) -> Device:
     plain = [(chain, work_of(parse(chain.model()).subgraphs[0])) for chain in PLAIN]
     times = [_plain(chain, num_threads, seconds) for chain, _ in track(plain, "timing ops")]
     rates = _rates(plain, np.array(times))
+    gains = [
+        _plain(chain, 1, seconds) / time_
+        for (chain, _), time_ in zip(plain, times, strict=True) if chain.kind == "CONV_2D" and num_threads > 1
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         key = Path(directory, "key")
         keys.create(key)
         chains = track(PROTECTED, "timing layers")
         timed = [_protected(chain, Path(directory), key, num_threads, seconds) for chain in chains]
-    return _device(rates, timed, num_threads)
+    return _device(rates, timed, num_threads, float(np.median(gains)) if gains else 1.0)
 
 
 def least(run: Callable[[], object], seconds: float) -> float:
@@ -140,7 +145,8 @@ def least_protected(session: Session, inputs: list[Array], seconds: float) -> tu
     return total, passes, checking, masks
 
 
-def _device(rates: dict[str, dict[str, float]], timed: list[Timed], num_threads: int) -> Device:
+def _device(rates: dict[str, dict[str, float]], timed: list[Timed], num_threads: int, gain: float) -> Device:
+    """``gain`` is how much faster several threads make a convolution; the accelerator has one for small layers."""
     source = f"shadownet calibrate on {environment()}, {num_threads} threads"[:400]
 
     def number(value: float, within: float = 1.2) -> Number:
@@ -160,8 +166,9 @@ def _device(rates: dict[str, dict[str, float]], timed: list[Timed], num_threads:
     side = {"op_us": number(base["op"] * 1e3), "gmac_s": rate(base["mac"]), "gelem_s": rate(base["element"]),
             "weights_gb_s": rate(base["weight"])}  # fmt: skip
     free = number(0.0, 1.0)
+    small = {"small_mmac": number(MANY / 1e6, 1.0), "small_factor": number(max(gain, 1.0))}
     numbers = {
-        "accelerator": side,
+        "accelerator": side | (small if num_threads > 1 else {}),
         "enclave": side | {"unseal_gb_s": number(1.0, 2.0), "memory_mib": number(_memory_mib(), 1.0), "base_mib": free,
                            "swap_us": free},
         "crossing": {"app_us": free, "switch_us": free, "map_us_per_mib": free, "page_us": free,

@@ -94,8 +94,15 @@ class _Ledger:
         key = (term, number)
         self._found[key] = self._found.get(key, 0.0) + milliseconds
 
-    def work(self, side: str, works: Iterable[Work]) -> float:
-        """Charge ops to one side; returns the milliseconds. Ops that only rename memory are free."""
+    def layer(self, works: tuple[Work, ...]) -> float:
+        """Charge a layer to the accelerator, on which small ones may run with fewer threads; returns the
+        milliseconds."""
+        small = sum(work.macs for work in works) < self._device.get("accelerator", "small_mmac").value * 1e6
+        return self.work("accelerator", works, self._device.get("accelerator", "small_factor").value if small else 1.0)
+
+    def work(self, side: str, works: Iterable[Work], factor: float = 1.0) -> float:
+        """Charge ops to one side, ``factor`` times what its rates say; returns the milliseconds. Ops that only rename
+        memory are free."""
         total, start = 0.0, self._device.get(side, "op_us")
         for work in works:
             if not (work.macs or work.elements):
@@ -106,7 +113,7 @@ class _Ledger:
                 ("weights", work.weights, "weights_gb_s"),
             ):  # fmt: skip
                 rate = self._device.rate(side, parameter, work.kind)
-                parts.append((name, amount / (rate.value * 1e6), rate))
+                parts.append((name, factor * amount / (rate.value * 1e6), rate))
             for name, milliseconds, number in parts:
                 self.add(f"{side}_{name}", milliseconds, number)
                 total += milliseconds
@@ -161,7 +168,7 @@ def protected(counts: Counts, device: Device, ta_memory: int = 0) -> Estimate:
     memory = secure_memory(counts, device, ta_memory)
     hidden = 0.0  # accelerator time during which the enclave can do something of its own
     for step in counts.steps:
-        hidden = ledger.work("accelerator", step.accelerator)
+        hidden = ledger.layer(step.accelerator)
         ledger.work("enclave", step.enclave)
         ledger.passes(step.sent + step.received + step.lookups)
         _check(ledger, step, counts.checked, device, hidden if device.overlaps else 0.0)

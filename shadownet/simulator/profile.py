@@ -39,6 +39,10 @@ PARAMETERS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "power": {"accelerator_w": (0, 1e5), "enclave_w": (0, 1e5)},
 }  # fmt: skip
+# The same for parameters that need not be there, with what is meant then.
+OPTIONAL: dict[str, dict[str, tuple[float, float, float]]] = {
+    "accelerator": {"small_mmac": (0, 1e6, 0), "small_factor": (1, 1e3, 1)}
+}
 FLAGS = {"enclave": ("overlaps",)}
 # What a kind of op may have of its own, on either side. In the enclave CHECK is checking answers, PASS is masking,
 # copying and restoring, MASK is drawing random values.
@@ -72,7 +76,8 @@ class Device:
     path: Path = Path()
 
     def get(self, section: str, name: str) -> Number:
-        return self.numbers[section][name]
+        found = self.numbers[section].get(name)
+        return found or Number(OPTIONAL[section][name][2], 1.0, "U", "not given")
 
     def rate(self, side: str, name: str, kind: str) -> Number:
         """A rate for one kind of op."""
@@ -125,9 +130,12 @@ def parse(record: dict[str, Any], path: Path = Path()) -> Device:
     kinds: dict[str, dict[str, dict[str, Number]]] = {}
     overlaps = False
     for section, parameters in PARAMETERS.items():
-        table = _table(record.get(section), section)
-        _only(table, {*parameters, *FLAGS.get(section, ()), *(("kinds",) if section in SIDES else ())}, section)
+        table, optional = _table(record.get(section), section), OPTIONAL.get(section, {})
+        known = {*parameters, *optional, *FLAGS.get(section, ()), *(("kinds",) if section in SIDES else ())}
+        _only(table, known, section)
         numbers[section] = {name: _number(table.get(name), name, bounds) for name, bounds in parameters.items()}
+        given = {name: bounds[:2] for name, bounds in optional.items() if name in table}
+        numbers[section] |= {name: _number(table[name], name, bounds) for name, bounds in given.items()}
         overlaps = overlaps or _flag(table.get("overlaps", False))
         kinds[section] = _kinds(_table(table.get("kinds", {}), "kinds"), parameters)
     return Device(_text(record, "name"), _text(record, "description"), numbers, kinds, overlaps, path)
