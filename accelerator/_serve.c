@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRESS = 12, PEER_AWAKE = 16, AWAKE = 24 };
+enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRESS = 12 };
+enum { PEER_AWAKE = 16, AWAKE = 24 };
 enum { SLOTS = 3 }; /* words each of layer, sent, status and progress */
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { EAGER_NS = 20000 }; /* how long to poll without offering the core to others */
@@ -42,7 +43,7 @@ typedef struct {
     uint64_t count;
     int64_t ring, wait, control; /* descriptors: two pipes, the enclave's socket */
     int64_t spin_ns;
-    int64_t *calls;             /* the timeline's table, or NULL */
+    int64_t *calls;         /* the timeline's table, or NULL */
     const cpu_set_t *cores; /* those that we may use */
 } Server;
 
@@ -84,11 +85,13 @@ static uint64_t sent(const uint64_t *record, uint64_t request) {
 
 /* Whether a request was made, and so many rows of its input are there. */
 static int arrived(const Server *s, uint64_t request, uint64_t rows) {
-    return __atomic_load_n(s->record + REQUEST, __ATOMIC_ACQUIRE) != request - 1 && (!rows || sent(s->record, request) >= rows);
+    if (__atomic_load_n(s->record + REQUEST, __ATOMIC_ACQUIRE) == request - 1) return 0;
+    return !rows || sent(s->record, request) >= rows;
 }
 
 static void be_awake(const Server *s, uint64_t awake) {
-    __atomic_store_n(s->record + AWAKE, awake, __ATOMIC_SEQ_CST); }
+    __atomic_store_n(s->record + AWAKE, awake, __ATOMIC_SEQ_CST);
+}
 
 /* Empty the pipe of rings that came while nobody slept. */
 static int drain(const Server *s) {

@@ -5,9 +5,8 @@
  * checks, leaves blocks of 16 rows transposed in private memory, and the second transposes its results back.
  */
 #if HAVE_AVX512
-#ifndef AHEAD
-#define AHEAD 1024
-#endif
+enum { AHEAD = 1024 }; /* floats: how far masks are prefetched */
+
 /* Copy whole blocks of 16 rows, transposed to [block][slot][16]; returns whether every value is finite. With a check,
  * its left-hand sides are made on the way: `sums` [VECTORS, rows] from the first of these rows on. */
 AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blocks, int64_t slots, const Check *check,
@@ -20,8 +19,9 @@ AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blo
             const int64_t width = slots - s < 16 ? slots - s : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
             __m512 v[16];
-            if (b + 1 < blocks)
-                UNROLL for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(shared + 16 * (slots + s + r)), _MM_HINT_T0);
+            if (b + 1 < blocks) /* the next block, which lies behind this one */
+                UNROLL for (int r = 0; r < 16; r++)
+                    _mm_prefetch((const char *)(shared + 16 * (slots + s + r)), _MM_HINT_T0);
             UNROLL for (int r = 0; r < 16; r++) {
                 v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots + s);
                 worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));

@@ -24,7 +24,8 @@
 
 enum { OK = 0, GONE = 1, LATE = 2, FAILED = 3, WRONG = 4, NOT_FINITE = 5, NOT_RIGHT = 6 };
 /* Words of the call record, see shadownet/wire/arena.py. */
-enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRESS = 12, AWAKE = 16, PEER_AWAKE = 24 };
+enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRESS = 12 };
+enum { AWAKE = 16, PEER_AWAKE = 24 };
 enum { SLOTS = 3 }; /* words each of layer, sent, status and progress */
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
 enum { CLAMP = 0, LEAKY = 1 };
@@ -139,7 +140,9 @@ static int64_t ready(const Link *link, uint64_t sequence, int64_t rows) {
     return (said < most ? said : most) / 16 * 16;
 }
 
-static void be_awake(const Link *link, uint64_t awake) { __atomic_store_n(link->record + AWAKE, awake, __ATOMIC_SEQ_CST); }
+static void be_awake(const Link *link, uint64_t awake) {
+    __atomic_store_n(link->record + AWAKE, awake, __ATOMIC_SEQ_CST);
+}
 
 /* Sleep until more than `had` rows are there, the accelerator's socket stirs, or the deadline passes. */
 static int sleep_for(Link *link, uint64_t sequence, int64_t had, int64_t rows, int64_t deadline) {
@@ -191,7 +194,8 @@ static inline void claim(Stream *s) {
     for (int lines = 0; lines < 8 && s->next < s->end; lines++, s->next += 64) *(volatile char *)(uintptr_t)s->next = 0;
 }
 
-/* Say how many rows of the input of request number `sequence` are there, or that ALL are. What was written past the caches comes first. */
+/* Say how many rows of the input of request number `sequence` are there, or that ALL are. What was written past the
+ * caches comes first. */
 static void publish(const Link *link, uint64_t sequence, int64_t rows) {
 #if defined(__x86_64__)
     __builtin_ia32_sfence();
@@ -452,7 +456,7 @@ static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t r
 
 /* Make the input of the layer that `following` finishes, or NULL if that comes in another run. */
 static int send_layer(Link *link, Lane *lane, const Send *s, const Finish *following, float *row) {
-    const int64_t start = now_ns(), most = 1 + PART / (4 * s->n);
+    const int64_t start = now_ns(), most = 1 + PART / (4 * s->n + 1);
     int outcome = OK;
     for (int64_t first = 0; first < s->rows && outcome == OK; first += most) {
         const int64_t left = s->rows - first, count = left < most ? left : most;
@@ -497,7 +501,8 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     const Check *check = check_of(f);
     double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
     const Check *later = check_ahead(lane);
-    Chores chores = {check, lane->expected, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size), stream(push, size)};
+    Chores chores = {check, lane->expected, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size),
+                     stream(push, size)};
     /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
     const int64_t patience = f->send && !f->apart ? f->rows - 1 : 0;
     lane->expected = 0;
