@@ -14,6 +14,7 @@ from malleable_network import Network
 
 import shadownet
 from enclave import keys, schemes
+from enclave.restore import Restore
 from enclave.schemes import PAPER, MaskRule
 from shadownet.attacks import (
     alignment,
@@ -491,6 +492,12 @@ def test_the_bench_shows_what_small_masks_leave(taken: Callable[..., dict[str, O
     # A float check has a tolerance: one unit in the last place lies within it, and moves no result.
     (note,) = found["A14"].forms.values()
     assert note in ("none", "step (changed no result)") and found["A14"].null == 0.0
+
+
+def test_a_slot_that_no_filter_uses_feeds_nothing() -> None:
+    map_ = Restore(np.int32([[0, 2], [1, 1]]), np.ones((2, 2), np.float32))
+    layers = [TrueLayer(name, np.ones((1, 2, 3)), False, map_) for name in ("one", "next")]
+    assert live._feeds(np.array([2, 0, 5]), *layers).tolist() == [1, 0, -1]
 
 
 def test_the_bench_shows_that_pads_leave_nothing(taken: Callable[..., dict[str, Outcome]]) -> None:

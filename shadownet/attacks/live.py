@@ -171,7 +171,7 @@ def _feeds(slots: Array, true: TrueLayer, following: TrueLayer) -> Array:
     assert true.restore is not None
     order = following.restore.order if following.restore is not None else None
     channel = np.arange(true.restore.slot.shape[1]) if order is None else np.argsort(order)
-    owner = np.full(int(true.restore.slot.max()) + 1, -1)
+    owner = np.full(int(max(true.restore.slot.max(), slots.max(initial=0))) + 1, -1)
     lone = np.bincount(true.restore.slot[-1])  # alone behind its mask, a filter may be known by either slot
     for term in true.restore.slot[::-1]:
         owner[term] = np.where((term == true.restore.slot[0]) | (lone[true.restore.slot[-1]] == 1), channel, -1)
