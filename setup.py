@@ -9,7 +9,13 @@ setup(
         Extension(
             "enclave._native",
             ["enclave/_native.c"],
-            depends=["enclave/_avx512.h", "enclave/_check.h", "enclave/_gather.h", "enclave/_transpose.h"],
+            depends=[
+                "enclave/_avx512.h",
+                "enclave/_check.h",
+                "enclave/_exact.h",
+                "enclave/_gather.h",
+                "enclave/_transpose.h",
+            ],
             extra_compile_args=FLAGS,
             optional=True,
         ),

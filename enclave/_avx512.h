@@ -70,11 +70,27 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
     return _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(a.low)), _mm512_set1_ps(a.high));
 }
 
+/* Arithmetic modulo 2^32 on the bits of vectors. */
+AVX512_INLINE __m512 add_exact(__m512 a, __m512 b) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+AVX512_INLINE __m512 sub_exact(__m512 a, __m512 b) {
+    return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+AVX512_INLINE __m512 mul_exact(__m512 a, __m512 b) {
+    return _mm512_castsi512_ps(_mm512_mullo_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+AVX512_INLINE __m512 float_of(__m512 a) { return _mm512_cvtepi32_ps(_mm512_castps_si512(a)); }
+
 /* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left, from row `first`.
  *
  * Masks are used once, so they come from memory: enclave/native.py lays them out in the order in which this reads
  * them, [block][16 columns][row][column], one straight stream. */
-AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push) {
+AVX512_INLINE void finish_blocks_(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push,
+                                  int exact) {
     const int64_t n = f->n;
     const int streamed = streams(f);
     for (int64_t b = first / 16; b < first / 16 + blocks; b++) {
@@ -96,21 +112,28 @@ AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks,
                     }
                     slot = tail_slot, coefficient = tail_coefficient;
                 }
-                UNROLL for (int k = 0; k < 16; k++)
-                    v[k] = _mm512_fmadd_ps(_mm512_set1_ps(coefficient[k]),
-                                           _mm512_loadu_ps(y + 16 * (int64_t)slot[k]), v[k]);
+                UNROLL for (int k = 0; k < 16; k++) {
+                    const __m512 value = _mm512_loadu_ps(y + 16 * (int64_t)slot[k]), c = _mm512_set1_ps(coefficient[k]);
+                    v[k] = exact ? add_exact(v[k], mul_exact(c, value)) : _mm512_fmadd_ps(c, value, v[k]);
+                }
             }
             transpose16(v);
             const __m512 bias = f->bias ? _mm512_maskz_loadu_ps(some, f->bias + i) : _mm512_setzero_ps();
+            const __m512 multiplier = exact ? _mm512_maskz_loadu_ps(some, f->multiplier + i) : _mm512_setzero_ps();
             const __m512 gain = f->gain ? _mm512_maskz_loadu_ps(some, f->gain + i) : _mm512_setzero_ps();
             const __m512 shift = f->gain ? _mm512_maskz_loadu_ps(some, f->shift + i) : _mm512_setzero_ps();
             UNROLL for (int r = 0; r < 16; r++) {
                 const int64_t at = (b * 16 + r) * n + i, place = (b * n + i) * 16 + r * width;
                 if (pop) _mm_prefetch((const char *)(pop + place + AHEAD), _MM_HINT_T0);
                 if (push) _mm_prefetch((const char *)(push + place + AHEAD), _MM_HINT_T0);
-                __m512 t = _mm512_add_ps(v[r], bias);
-                if (pop) t = _mm512_sub_ps(t, _mm512_maskz_loadu_ps(some, pop + place));
+                const __m512 mask = pop ? _mm512_maskz_loadu_ps(some, pop + place) : _mm512_setzero_ps();
+                __m512 t;
+                if (exact)
+                    t = _mm512_mul_ps(float_of(sub_exact(add_exact(v[r], bias), mask)), multiplier);
+                else
+                    t = pop ? _mm512_sub_ps(_mm512_add_ps(v[r], bias), mask) : _mm512_add_ps(v[r], bias);
                 t = activate16(t, f->first);
+                if (exact) t = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
                 if (f->gain) t = _mm512_fmadd_ps(t, gain, shift);
                 if (f->residual) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->residual + at));
                 t = activate16(t, f->second);
@@ -124,5 +147,13 @@ AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks,
             }
         }
     }
+}
+
+/* One instance for floats, one for integer layers. */
+AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push) {
+    if (f->multiplier)
+        finish_blocks_(f, first, blocks, pop, push, 1);
+    else
+        finish_blocks_(f, first, blocks, pop, push, 0);
 }
 #endif

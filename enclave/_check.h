@@ -16,6 +16,11 @@ typedef struct {
     float *products;      /* [TAPS * VECTORS, width + 4]: scratch */
     double tolerance;     /* in units of the largest norm of an input position */
     double least;         /* allowed besides: what numbers too small for a float lose */
+    /* Instead, of integer layers (see _exact.h): vectors, filters, right-hand sides and left-hand sides. */
+    const int32_t *numbers;
+    const double *folded;
+    double *exact_expected;
+    int64_t *exact_sums;
 } Check;
 
 enum { LANES = 16, NARROW = 32 };

@@ -62,6 +62,8 @@ typedef struct {
     const int32_t *slot;          /* [terms, n] */
     const float *coefficient;     /* [terms, n] */
     const float *bias;            /* [n] or NULL */
+    const float *multiplier;      /* [n] of an integer layer, whose coefficients, bias and pop mask are integers of 32
+                                   * bits: then the sum is multiplied, clamped by `first`, and rounded. NULL of others */
     int64_t pop;                  /* [rows, n]: byte offset into the masks, -1 for none */
     Activation first;
     const float *gain, *shift;    /* [n], after the first activation; may be NULL */
@@ -109,6 +111,7 @@ static int have_avx512(void) {
  * times as much where the two share no cache. */
 static int streams(const Finish *f) { return have_avx512() && f->send && f->n % 16 == 0; }
 
+#include "_exact.h"
 #include "_avx512.h"
 
 static int64_t now_ns(void) {
@@ -231,7 +234,7 @@ typedef struct {
 static void expect_until(Link *link, const Check *check, int64_t *expected, int64_t line) {
     if (*expected >= line) return;
     const int64_t start = now_ns();
-    while (*expected < line) expect_line(check, (*expected)++, have_avx512());
+    while (*expected < line) prepare_line(check, (*expected)++, have_avx512());
     link->checking_ns += now_ns() - start;
 }
 
@@ -322,6 +325,10 @@ static inline __attribute__((always_inline)) void activate_row(float *restrict t
         clamp_row(t, a.low, a.high, n);
 }
 
+static inline __attribute__((always_inline)) void round_row(float *restrict t, int64_t n) {
+    for (int64_t i = 0; i < n; i++) t[i] = rintf(t[i]);
+}
+
 static inline __attribute__((always_inline)) void add_row(float *restrict out, const float *restrict a,
                                                           const float *restrict b, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
@@ -348,8 +355,13 @@ CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, fl
     for (int64_t r = first; r < first + count; r++) {
         float *t = f->result ? f->result + r * n : row;
         const float *y = f->copy + (r - first) * f->slots;
-        restore_row(f, y, f->bias ? f->bias : zeros, pop ? pop + r * n : zeros, t);
+        const float *p = pop ? pop + r * n : 0;
+        if (f->multiplier)
+            restore_row_exact(f, (const int32_t *)(const void *)y, (const uint32_t *)(const void *)p, t);
+        else
+            restore_row(f, y, f->bias ? f->bias : zeros, p ? p : zeros, t);
         activate_row(t, f->first, n);
+        if (f->multiplier) round_row(t, n);
         if (f->gain)
             for (int64_t i = 0; i < n; i++) t[i] = t[i] * f->gain[i] + f->shift[i];
         if (f->residual) {
@@ -384,8 +396,26 @@ static Part part_from(const Finish *f, int64_t first, int64_t there) {
     return (Part){first, left < most ? left : most, first < whole};
 }
 
+/* As `take` below, of an integer layer. */
+static int take_exact(const Finish *f, const Check *check, Part p) {
+    const float *answer = f->answer + p.first * f->slots;
+    int32_t *copy = (int32_t *)(void *)f->copy;
+    int outcome;
+#if HAVE_AVX512
+    if (p.transposed)
+        outcome = copy_blocks_exact(copy, answer, p.count / 16, f->slots, check, check ? check->exact_sums + p.first : 0,
+                                    f->rows);
+    else
+#endif
+        outcome = copy_exact(copy, answer, p.count * f->slots);
+    if (outcome != OK || !check) return outcome;
+    if (!p.transposed) sum_rows_exact(check, copy, p.first, p.count, f->rows, f->slots);
+    return agree_exact(check, f->rows, p.first, p.count) ? OK : NOT_RIGHT;
+}
+
 /* Copy a part of the answer, each shared byte once, and judge the copy. */
 static int take(const Finish *f, const Check *check, Part p, double *allowed) {
+    if (f->multiplier) return take_exact(f, check, p);
     const float *answer = f->answer + p.first * f->slots;
     int finite;
 #if HAVE_AVX512
@@ -499,7 +529,7 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
     /* What is checked is finished at once: nothing is derived from a row before it was checked, and none is read twice. */
     const Check *check = check_of(f);
-    double allowed = check ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
+    double allowed = check && !check->numbers ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
     const Check *later = check_ahead(lane);
     Chores chores = {check, lane->expected, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size),
                      stream(push, size)};

@@ -297,7 +297,7 @@ class Executor:
         """Take the results of the stretch that is through."""
         stretches, dead = self._actions[passage.done]
         assert isinstance(stretches, list)
-        passage.tensors.update(stretches[passage.lane].outputs)
+        passage.tensors.update(stretches[passage.lane].results())
         passage.pass_by(dead)
 
     def _leave(self, passage: Passage, copied: bool) -> list[Array]:

@@ -140,22 +140,22 @@ class Integer:
 
     def __init__(self, bias: Array | None, multiplier: Array, zero_in: int, zero_out: int, low: int, high: int,
                  dtype: str) -> None:  # fmt: skip
-        self._bias, self._multiplier, self._zero_in, self._zero_out = bias, multiplier, zero_in, zero_out
-        self._low, self._high, self.dtype = low, high, np.dtype(dtype)
+        self.bias, self.multiplier, self.zero_in, self.zero_out = bias, multiplier, zero_in, zero_out
+        self.low, self.high, self.dtype = low, high, np.dtype(dtype)
 
     def measure(self, x: Array) -> None:
         return None
 
     def quantise(self, x: Array, context: None) -> Array:
-        return x.astype(np.float32) - np.float32(self._zero_in)
+        return x.astype(np.float32) - np.float32(self.zero_in)
 
     def decode(self, y: Array, context: None, residual: Array | None = None) -> Array:
-        if self._bias is not None:
-            y = y + self._bias
-        scaled = y.astype(np.float32) * self._multiplier
+        if self.bias is not None:
+            y = y + self.bias
+        scaled = y.astype(np.float32) * self.multiplier
         # Clamped before rounding, so that no value leaves the integer range.
-        np.clip(scaled, np.float32(self._low - self._zero_out), np.float32(self._high - self._zero_out), out=scaled)
-        return (np.rint(scaled) + np.float32(self._zero_out)).astype(self.dtype)
+        np.clip(scaled, np.float32(self.low - self.zero_out), np.float32(self.high - self.zero_out), out=scaled)
+        return (np.rint(scaled) + np.float32(self.zero_out)).astype(self.dtype)
 
 
 class Hybrid:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from enclave import limbs
-from enclave.native import CHECK, GEOMETRY, POINTERS, TAPS, address, empty
+from enclave.native import CHECK, EXACT_POINTERS, GEOMETRY, POINTERS, TAPS, address, empty
 from enclave.rng import Rng
 from shadownet.wire.errors import BundleError
 from shadownet.wire.precision import FLOAT32
@@ -65,6 +65,11 @@ class Public:
         padded = ((top, bottom), (left, right))
         return cls(str(record["kind"]), int(record["groups"]), parts, kernel, stride, dilation,
                    bool(record["same"]), padded)  # fmt: skip
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return self.groups * (1 if self.kind == "DEPTHWISE_CONV_2D" else self.parts[0][1][-1])
 
     def weights(self, content: bytes) -> Array:
         """float32 [kh, kw, channels of a group, filters]; depthwise [kh, kw, 1, filters]."""
@@ -240,19 +245,27 @@ class NativeCheck:
     """A check as the C loop has it; ``record`` [1] of ``enclave.native.CHECK``."""
 
     def __init__(self, checker: Checker, geometry: Geometry, kept: Array) -> None:
-        rows = math.prod(geometry.target[:3])
-        expected, sums = (empty((VECTORS, rows)) for _ in range(2))
-        products = empty((VECTORS * TAPS, geometry.fields["width"] + 4))
-        filters = empty(checker.filters.shape)
-        filters[...] = checker.filters
-        self._keep = (checker.vectors, filters, kept, expected, sums, products)
         self.record = np.zeros(1, CHECK)
         for name, value in geometry.fields.items():
             self.record[name] = value
-        for name, array in zip(POINTERS, self._keep, strict=True):
-            self.record[name] = address(array)
-        self.record["tolerance"], self.record["least"] = checker.tolerance, checker.least
         self.record["active"] = 1
+        sums = (VECTORS, math.prod(geometry.target[:3]))
+        if checker.exact:
+            numbers, folded = _centred(checker.vectors).astype(np.int32), checker.filters.astype(np.float64)
+            self._keep = self._point(EXACT_POINTERS, numbers, folded, np.empty(sums), np.empty(sums, np.int64))
+            self._keep += self._point(("input",), kept)
+            return
+        products = empty((VECTORS * TAPS, geometry.fields["width"] + 4))
+        filters = empty(checker.filters.shape)
+        filters[...] = checker.filters
+        self._keep = self._point(POINTERS, checker.vectors, filters, kept, empty(sums), empty(sums), products)
+        self.record["tolerance"], self.record["least"] = checker.tolerance, checker.least
+
+    def _point(self, names: tuple[str, ...], *arrays: Array) -> list[Array]:
+        """Let fields point at arrays, which must be kept."""
+        for name, array in zip(names, arrays, strict=True):
+            self.record[name] = address(array)
+        return list(arrays)
 
 
 class Policy:

@@ -30,9 +30,10 @@ STEP = np.dtype(
         ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"),
         ("send_keep", "u8"), ("gather", "u8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
-        ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("pop", "i8"), ("first", _ACTIVATION),
-        ("gain", "u8"), ("shift", "u8"), ("residual", "u8"), ("second", _ACTIVATION), ("result", "u8"),
-        ("send", "u8"), ("apart", "i8"), ("push", "i8"), ("keep", "u8"), ("check", "u8"),
+        ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("multiplier", "u8"),
+        ("pop", "i8"), ("first", _ACTIVATION), ("gain", "u8"), ("shift", "u8"), ("residual", "u8"),
+        ("second", _ACTIVATION), ("result", "u8"), ("send", "u8"), ("apart", "i8"), ("push", "i8"), ("keep", "u8"),
+        ("check", "u8"),
     ]
 )  # fmt: skip
 PIECE = np.dtype([("source", "u8"), ("channels", "i8"), ("first", "i8"), ("count", "i8")])
@@ -47,12 +48,15 @@ GEOMETRY = (
     "stride_height", "stride_width", "dilation_height", "dilation_width", "top", "left",
 )  # fmt: skip
 POINTERS = ("vectors", "filters", "input", "expected", "sums", "products")
+EXACT_POINTERS = ("numbers", "folded", "exact_expected", "exact_sums")  # of integer layers, instead
+MOST_SLOTS, MOST_TERMS = 1 << 13, 1 << 19  # of an integer layer and of one of its sums
 TAPS = 3  # columns of a kernel that it takes together
 CHECK = np.dtype(
     [
         ("active", "i8"), *((name, "i8") for name in GEOMETRY),
         *((name, "u8") for name in POINTERS),
         ("tolerance", "f8"), ("least", "f8"),
+        *((name, "u8") for name in EXACT_POINTERS),
     ]
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Stretches: consecutive float layers that the C loop runs in one call, compiled once per shape.
+"""Stretches: consecutive layers, float or 8-bit, that the C loop runs in one call, compiled once per shape.
 
 Per layer the loop copies the answer into private memory, some rows at a time, checks these, and only then restores and
 unmasks them, adds the bias, applies the epilogue and, where the next layer is the only reader, adds that layer's push
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from enclave import native
-from enclave.formats import Activation, Float
+from enclave.formats import Activation, Float, Integer
 from enclave.gather import Window
 from enclave.integrity import NativeCheck
+from enclave.limbs import LIMIT
 from enclave.link import Accelerator
 from enclave.masks import Layout, MaskSet, Pair
 from enclave.program import Layer
-from shadownet.wire.errors import InputError
+from shadownet.wire.errors import BundleError, InputError
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -53,8 +54,12 @@ class Stretch:
         self._referred: list[tuple[int, str, int, int]] = []
         self._masks = {name: Patch() for name in ("send_push", "push", "pop")}
         self._layout: Layout | None = None
+        self._zeros, types = _zero_points(layers)
+        self._exact = {layer.number for layer in layers if layer.format.exact}
+        self._centred: dict[int, Array] = {}  # 8-bit tensors made elsewhere
         self._compile(later)
-        self.outputs = {t: array for t, array in self._stored.items() if t in later}
+        self._outputs = {t: array for t, array in self._stored.items() if t in later}
+        self._bytes = {t: self._as_bytes(t, types[t]) for t in self._outputs if t in types}
         widths = [self._shapes[layer.number][1][-1] for layer in layers]
         widths += [windows[layer.number].gather.channels for layer in layers if layer.number in windows]
         self._plan = link.plan(self._steps, max(*widths, 16))
@@ -102,7 +107,7 @@ class Stretch:
     def _store(self, steps: list[dict[str, Any]], layer: Layer, free: dict[int, list[Array]]) -> None:
         shape = self._shapes[layer.number][1]
         size = 4 * int(np.prod(shape))
-        array = self._places.get(layer.output)
+        array = self._places.get(layer.output) if layer.number not in self._exact else None
         if array is None:
             array = free[size].pop().reshape(shape) if free.get(size) else native.empty(shape)
             self._keep.append(array)
@@ -155,34 +160,27 @@ class Stretch:
         self, steps: list[dict[str, Any]], layer: Layer, position: int, following: Layer | None, order: Array | None
     ) -> None:
         """One layer; ``order`` permutes its channels into those that ``following`` wants to be sent."""
-        format_ = layer.format
-        assert isinstance(format_, Float)
-        shape, slots = self._shapes[layer.number][1], layer.slots
-
-        def arranged(vector: Array | None) -> int:
-            return self._pointer(vector if order is None or vector is None else vector[..., order])
-
-        step = {
+        shape = self._shapes[layer.number][1]
+        step: dict[str, Any] = {
             "kind": native.FINISH,
             "layer": self.link.of_lane(layer.number, self._lane),
             "rows": int(np.prod(shape[:-1])),
-            "slots": slots,
+            "slots": layer.slots,
             "n": shape[-1],
             "answer": self._regions(layer)[1],
             "copy": native.address(self.link.private),
-            "terms": layer.restore.slot.shape[0],
-            "slot": arranged(layer.restore.slot),
-            "coefficient": arranged(layer.restore.coefficient),
-            "bias": arranged(format_.bias),
-            "first": _activation(format_.first),
-            "gain": arranged(format_.gain),
-            "shift": arranged(format_.shift),
-            "second": _activation(format_.second),
         }
+        vectors, activations = _exact_epilogue(layer) if layer.number in self._exact else _epilogue(layer)
+        slot = vectors["slot"]
+        assert slot is not None
+        step["terms"] = len(slot)
+        for name, vector in vectors.items():
+            step[name] = self._pointer(vector if order is None or vector is None else vector[..., order])
+        step |= {name: _activation(activation) for name, activation in activations.items()}
         if layer.number in self._checks:
             step["check"] = native.address(self._checks[layer.number].record)
-        if format_.residual >= 0:
-            self._refer(step, len(steps), "residual", format_.residual, int(np.prod(shape)))
+        if layer.format.residual >= 0:
+            self._refer(step, len(steps), "residual", layer.format.residual, int(np.prod(shape)))
         if layer.masked:
             self._patch("pop", len(steps), layer)
             if order is not None:
@@ -224,6 +222,8 @@ class Stretch:
 
     def arrange(self, number: int, push: Array, pop: Array) -> Pair:
         """Lay a fresh pair out as the C loop will read it."""
+        if number in self._exact:
+            pop = _wrapped(pop).view(np.float32)
         if number in self.pop_orders:
             pop = pop[..., self.pop_orders[number]]
         streamed = native.in_stream_order(push) if number in self.streamed_push else push
@@ -232,7 +232,8 @@ class Stretch:
     @property
     def nbytes(self) -> int:
         """Bytes of steps, vectors and results."""
-        return self._steps.nbytes + sum(array.nbytes for array in self._keep)
+        held = [self._steps, *self._keep, *self._centred.values(), *self._bytes.values()]
+        return sum(array.nbytes for array in held)
 
     def _place(self, layout: Layout) -> None:
         for name, patch in self._masks.items():
@@ -240,21 +241,108 @@ class Stretch:
         self._layout = layout
 
     def begin(self, tensors: dict[int, Array], masks: MaskSet) -> None:
-        """Let the link run all layers with these masks; ``outputs`` are the results when it is through. ``tensors``
+        """Let the link run all layers with these masks; :meth:`results` are there when it is through. ``tensors``
         are those made elsewhere, and must outlive the run. Raises ``InputError``."""
         for slot, tensor, size in self._outside:
-            array = tensors[tensor] = np.ascontiguousarray(tensors[tensor], np.float32)
-            if array.size != size:
+            if tensors[tensor].size != size:
                 raise InputError("a tensor has another size than when the shapes were fixed")
-            slot[0] = native.address(array)
+            slot[0] = native.address(self._floats(tensor, tensors))
         if self._layout is not masks.layout:
             self._place(masks.layout)
         self.link.begin(self._lane, self._plan, masks.address)
 
+    def _floats(self, tensor: int, tensors: dict[int, Array]) -> Array:
+        """A tensor made elsewhere as the C loop reads it."""
+        if tensor not in self._zeros:
+            made = tensors[tensor] = np.ascontiguousarray(tensors[tensor], np.float32)
+            return made
+        value = tensors[tensor]
+        if tensor not in self._centred:
+            self._centred[tensor] = native.empty(value.shape)
+        target = self._centred[tensor].reshape(value.shape)
+        return np.subtract(value, np.float32(self._zeros[tensor]), out=target)
+
+    def results(self) -> dict[int, Array]:
+        """What others read, when the link is through; valid until the next run."""
+        for t, out in self._bytes.items():
+            np.add(self._outputs[t], np.float32(self._zeros[t]), out=out, casting="unsafe")
+        return self._outputs | self._bytes
+
+    def _as_bytes(self, tensor: int, dtype: np.dtype[Any]) -> Array:
+        """Where an 8-bit result goes."""
+        place = self._places.get(tensor)
+        return np.empty(self._outputs[tensor].shape, dtype) if place is None else place
+
 
 def runnable(layer: Layer) -> bool:
     """Whether the C loop knows this layer's format, how to check its answer, and all of its weights are outside."""
-    return isinstance(layer.format, Float) and layer.public.kind != "TRANSPOSE_CONV" and layer.private is None
+    if layer.public.kind == "TRANSPOSE_CONV" or layer.private is not None:
+        return False
+    if not isinstance(layer.format, Integer):
+        return isinstance(layer.format, Float)
+    return layer.residues is None and _addressable(layer) and _small(layer)
+
+
+def _addressable(layer: Layer) -> bool:
+    """Whether limbs can be looked up as terms of their own."""
+    limbs = layer.limbs
+    each, rest = divmod(layer.slots, limbs.groups * limbs.count)
+    return rest == 0 and layer.restore.slot.max() < limbs.groups * each
+
+
+def _small(layer: Layer) -> bool:
+    """Whether the C loop's integers hold everything."""
+    coefficient, public = layer.restore.coefficient, layer.public
+    whole = (np.rint(coefficient) == coefficient).all() and np.abs(coefficient).max() < LIMIT
+    terms = public.channels * public.kernel[0] * public.kernel[1]
+    return bool(whole) and layer.slots <= native.MOST_SLOTS and terms <= native.MOST_TERMS
+
+
+def _zero_points(layers: list[Layer]) -> tuple[dict[int, int], dict[int, np.dtype[Any]]]:
+    """The zero point of every 8-bit tensor, and the type of those that are made here. Raises ``BundleError``."""
+    zeros: dict[int, int] = {}
+    types: dict[int, np.dtype[Any]] = {}
+    for layer in layers:
+        if isinstance(layer.format, Integer):
+            types[layer.output] = layer.format.dtype
+            for t, zero in ((layer.input, layer.format.zero_in), (layer.output, layer.format.zero_out)):
+                if zeros.setdefault(t, zero) != zero:
+                    raise BundleError("layers disagree on a tensor's zero point", "convert the model again")
+    return zeros, types
+
+
+def _epilogue(layer: Layer) -> tuple[dict[str, Array | None], dict[str, Activation]]:
+    """The vectors and activations of a float layer, by the names of their fields."""
+    format_, restore = layer.format, layer.restore
+    assert isinstance(format_, Float)
+    vectors = {"slot": restore.slot, "coefficient": restore.coefficient, "bias": format_.bias,
+               "gain": format_.gain, "shift": format_.shift}  # fmt: skip
+    return vectors, {"first": format_.first, "second": format_.second}
+
+
+def _exact_epilogue(layer: Layer) -> tuple[dict[str, Array | None], dict[str, Activation]]:
+    """The same of an 8-bit layer. Limbs become terms of their own."""
+    format_, limbs = layer.format, layer.limbs
+    assert isinstance(format_, Integer)
+    each = layer.slots // (limbs.groups * limbs.count)  # filters of a group
+    group, filter_ = np.divmod(layer.restore.slot, each)
+    terms = [(group * limbs.count + limb) * each + filter_ for limb in range(limbs.count)]
+    coefficient = layer.restore.coefficient.astype(np.int64)
+    n = layer.restore.slot.shape[1]
+    vectors = {
+        "slot": np.concatenate(terms).astype(np.int32),
+        "coefficient": _wrapped(np.concatenate([coefficient * limbs.base**limb for limb in range(limbs.count)])),
+        "bias": None if format_.bias is None else _wrapped(format_.bias),
+        "multiplier": np.broadcast_to(format_.multiplier, n).astype(np.float32),
+    }
+    low, high = format_.low - format_.zero_out, format_.high - format_.zero_out
+    nothing = Activation("clamp", -np.inf, np.inf)
+    return vectors, {"first": Activation("clamp", float(low), float(high)), "second": nothing}
+
+
+def _wrapped(values: Array) -> Array:
+    """Integers modulo 2^32: int32."""
+    return values.astype(np.int64).astype(np.int32)
 
 
 def _activation(activation: Activation) -> Any:

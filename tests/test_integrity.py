@@ -92,6 +92,8 @@ def in_c(layer: Answered, checker: Checker, answer: Array | None = None) -> bool
     for name, number in {"rows": rows, "slots": slots, "n": slots, "terms": 1}.items():
         steps[name][1] = number
     pointers = {"answer": answer, "copy": copy, "slot": natural.slot, "coefficient": natural.coefficient}
+    if checker.exact:  # integers of 32 bits, and a result that is rounded
+        pointers |= {"coefficient": np.ones((1, slots), np.int32), "multiplier": np.ones(slots, np.float32)}
     for name, array in (pointers | {"result": result, "check": check.record}).items():
         steps[name][1] = native.address(array)
     record = np.zeros(16, np.uint64)
@@ -106,7 +108,7 @@ def in_c(layer: Answered, checker: Checker, answer: Array | None = None) -> bool
     finally:
         os.close(ring)
         os.close(bell)
-    assert native.OUTCOMES[code] in ("ok", "not right")
+    assert native.OUTCOMES[code] in ("ok", "not right", "not finite")
     if code == 0:
         np.testing.assert_array_equal(result, answer)
     return bool(code == 0)
@@ -140,6 +142,8 @@ def test_right_answers_hold_and_wrong_ones_do_not(kind: str) -> None:
         wrong = integers.answer.copy()
         wrong.reshape(-1)[int(where * wrong.size)] += 1
         assert integers.holds(checker) and not integers.holds(checker, wrong)
+        if compiled:
+            assert in_c(integers, checker) and not in_c(integers, checker, wrong)
 
     every()
 
@@ -253,6 +257,8 @@ def test_tampering_is_caught_a_thousand_times_of_a_thousand(integer: bool) -> No
             answer = make(seed)
             if not np.array_equal(answer, layer.answer):
                 missed[name] += layer.holds(checker, answer)
+                if integer and native.load() is not None:
+                    missed[name] += in_c(layer, checker, answer)
     assert not any(missed.values()), missed
 
 
@@ -267,6 +273,8 @@ def test_a_value_next_to_an_integer_is_refused_even_where_it_is_zero() -> None:
         wrong = layer.answer.copy()
         wrong[0, 1, 2, 3] = value
         assert not layer.holds(checker, wrong), value
+        if native.load() is not None:
+            assert not in_c(layer, checker, wrong), value
 
 
 def test_every_value_off_by_four_tolerances_is_caught() -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from boundary_helpers import enclave_here
 from build import ACTIVATIONS, PADDINGS, Model, litert, pair, window
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_ops import Ops
 
 import shadownet
-from enclave import formats, limbs
+from enclave import formats, limbs, native
 
 Array = np.ndarray[Any, Any]
 
@@ -171,6 +172,40 @@ def test_integer_layers_equal_litert_element_for_element(
             assert want.dtype == dtype
             assert len(np.unique(want)) > 10, "a saturated layer would show nothing"
             np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("scheme", ["shadownet:fast", "shadownet:paper", "mix:4", "groupcover:4", "slalom"])
+def test_the_c_loop_and_numpy_give_the_same_bytes(
+    scheme: str, tmp_path: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain whose layers permute their channels, of blocks of 16 positions and some over, that meets in a sum."""
+    n = Quantised("int8", True)
+    x = n.layer("CONV_2D", n.start(2, 11, 9, 3), 20, activation="RELU6", scale=1 / 30)
+    y = n.layer("DEPTHWISE_CONV_2D", x, 1, activation="RELU")
+    y = n.layer("CONV_2D", n.layer("CONV_2D", y, 37, 1), 20, 1)
+    total = n.op("ADD", [x, y], (n.shapes[x], "int8"), schema.AddOptionsT())
+    n.activation(total, 1 / 10, 3)
+    content = n.content(n.layer("CONV_2D", total, 5, 2, 2), y)
+    (tmp_path / "model.tflite").write_bytes(content)
+    bundle = tmp_path / "model.shadow"
+    summary = shadownet.convert(tmp_path / "model.tflite", bundle, scheme=scheme)
+    assert summary["layers_outsourced"] >= 4  # some schemes keep the depthwise one
+    sample = n.sample(0)
+    want = litert(content, sample)
+    for compiled in (True, False) if native.load() is not None else (False,):
+        transcript = tmp_path / f"{compiled}.npz"
+        with monkeypatch.context() as patch, enclave_here(bundle, device_key, transcript) as (executor, _):
+            if not compiled:
+                patch.setattr(native, "load", lambda: None)
+            executor.allocate(0, [value.shape for value in sample])
+            for _ in range(2):
+                for have, right in zip(executor.invoke(sample), want, strict=True):
+                    np.testing.assert_array_equal(have, right)
+    with shadownet.Interpreter(bundle) as it:  # two at a time
+        samples = [n.sample(seed) for seed in range(4)]
+        for sample, got in zip(samples, it.invoke_many(samples), strict=True):
+            for have, right in zip(got, litert(content, sample), strict=True):
+                np.testing.assert_array_equal(have, right)
 
 
 def test_layers_that_litert_rounds_differently_stay_inside_alone(tmp_path: Path, device_key: Path) -> None:

@@ -1,0 +1,171 @@
+/* Integer layers: what crosses are integers in floats, and everything derived from them is exact.
+ *
+ * Restoring is done modulo 2^32, in which a true sum, which fits into 32 bits, comes out right whatever the terms are.
+ * Freivalds' check is made modulo the prime Q: left-hand sides are below 2^62 (at most MOST_SLOTS products of 25 and 24
+ * bits), right-hand sides below 2^53 (at most MOST_TERMS of 25 and 9); see enclave/integrity.py.
+ */
+enum { Q = 67108859 };
+enum { COLUMNS = 64 };
+enum { INFINITE = 0x7f800000, LIMIT = 0x4b800000 }; /* bits of infinity and of 2^24, a bound of honest sums */
+
+/* What an answer is of whose values `worst` has the largest exponent. */
+static int possible(uint32_t worst, int whole) {
+    if (worst >= INFINITE) return NOT_FINITE;
+    return worst < LIMIT && whole ? OK : NOT_RIGHT;
+}
+
+/* Copy shared memory into private memory as integers: each byte is read once. */
+CLONES static int copy_exact(int32_t *restrict private_, const float *restrict shared, int64_t count) {
+    uint32_t worst = 0;
+    int whole = 1;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        const float value = shared[i];
+        memcpy(&bits, &value, sizeof bits);
+        const uint32_t exponent = bits & INFINITE;
+        worst = exponent > worst ? exponent : worst;
+        private_[i] = exponent < LIMIT ? (int32_t)value : 0;
+        whole &= (float)private_[i] == value;
+    }
+    return possible(worst, whole);
+}
+
+/* t = multiplier (sum of coefficient y[slot] + bias - pop), the sum modulo 2^32. */
+static inline __attribute__((always_inline)) void restore_row_exact(const Finish *f, const int32_t *restrict y,
+                                                                    const uint32_t *restrict pop, float *restrict t) {
+    const uint32_t *coefficient = (const uint32_t *)(const void *)f->coefficient;
+    const uint32_t *bias = (const uint32_t *)(const void *)f->bias;
+    for (int64_t at = 0; at < f->n; at += COLUMNS) {
+        const int64_t width = f->n - at < COLUMNS ? f->n - at : COLUMNS;
+        uint32_t sum[COLUMNS] = {0};
+        for (int64_t k = 0; k < f->terms; k++) {
+            const int32_t *restrict slot = f->slot + k * f->n + at;
+            const uint32_t *restrict c = coefficient + k * f->n + at;
+            for (int64_t i = 0; i < width; i++) sum[i] += c[i] * (uint32_t)y[slot[i]];
+        }
+        if (bias)
+            for (int64_t i = 0; i < width; i++) sum[i] += bias[at + i];
+        if (pop)
+            for (int64_t i = 0; i < width; i++) sum[i] -= pop[at + i];
+        for (int64_t i = 0; i < width; i++) t[at + i] = (float)(int32_t)sum[i] * f->multiplier[at + i];
+    }
+}
+
+/* The right-hand sides of line r of all images. */
+CLONES static void expect_exact(const Check *c, int64_t r) {
+    const int64_t rows = c->batch * c->out_height * c->out_width, b = r / c->out_height, y = r % c->out_height;
+    const int64_t size = c->kernel_height * c->kernel_width * c->channels;
+    const int64_t step = c->dilation_width == 1 ? c->kernel_width : 1; /* columns that lie side by side */
+    for (int64_t x = 0; x < c->out_width; x++) {
+        double lanes[VECTORS][LANES] = {{0}};
+        for (int64_t ky = 0; ky < c->kernel_height; ky++) {
+            const int64_t iy = y * c->stride_height + ky * c->dilation_height - c->top;
+            if (iy < 0 || iy >= c->height) continue;
+            for (int64_t kx = 0; kx < c->kernel_width; kx += step) {
+                const int64_t ix = x * c->stride_width + kx * c->dilation_width - c->left;
+                const int64_t first = first_column(ix), last = last_column(c, ix, step);
+                const int64_t length = (last - first) * c->channels;
+                const float *restrict from = c->input + ((b * c->height + iy) * c->width + ix + first) * c->channels;
+                const double *restrict s = c->folded + (ky * c->kernel_width + kx + first) * c->channels;
+                int64_t i = 0;
+                for (; i + LANES <= length; i += LANES)
+                    for (int k = 0; k < LANES; k++) {
+                        lanes[0][k] += from[i + k] * s[i + k];
+                        lanes[1][k] += from[i + k] * s[size + i + k];
+                    }
+                for (; i < length; i++) {
+                    lanes[0][0] += from[i] * s[i];
+                    lanes[1][0] += from[i] * s[size + i];
+                }
+            }
+        }
+        for (int v = 0; v < VECTORS; v++) {
+            double sum = 0;
+            for (int i = 0; i < LANES; i++) sum += lanes[v][i];
+            c->exact_expected[v * rows + r * c->out_width + x] = sum;
+        }
+    }
+}
+
+static void prepare_line(const Check *c, int64_t r, int wide) {
+    if (c->numbers)
+        expect_exact(c, r);
+    else
+        expect_line(c, r, wide);
+}
+
+/* The left-hand sides of `count` rows from `first` on, from the private copy of these [count, slots]. */
+CLONES static void sum_rows_exact(const Check *c, const int32_t *copy, int64_t first, int64_t count, int64_t rows,
+                                  int64_t slots) {
+    for (int64_t r = 0; r < count; r++)
+        for (int v = 0; v < VECTORS; v++) {
+            const int32_t *restrict s = c->numbers + v * slots, *restrict y = copy + r * slots;
+            int64_t sum = 0;
+            for (int64_t i = 0; i < slots; i++) sum += (int64_t)s[i] * y[i];
+            c->exact_sums[v * rows + first + r] = sum;
+        }
+}
+
+/* Whether both sides of `count` rows agree. */
+static int agree_exact(const Check *c, int64_t rows, int64_t first, int64_t count) {
+    int64_t off = 0;
+    for (int v = 0; v < VECTORS; v++)
+        for (int64_t p = v * rows + first; p < v * rows + first + count; p++)
+            off |= (c->exact_sums[p] - (int64_t)c->exact_expected[p]) % Q;
+    return !off;
+}
+
+#if HAVE_AVX512
+/* As copy_blocks, to integers. */
+AVX512_INLINE int copy_blocks_exact_(int32_t *private_, const float *shared, int64_t blocks, int64_t slots,
+                                     const Check *check, int64_t *sums, int64_t rows) {
+    const __m512i exponent = _mm512_set1_epi32(INFINITE);
+    __m512i worst = _mm512_setzero_si512();
+    __mmask16 broken = 0;
+    for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
+        /* Sums of the even and the odd positions of the block. */
+        __m512i even0 = _mm512_setzero_si512(), odd0 = even0, even1 = even0, odd1 = even0;
+        for (int64_t s = 0; s < slots; s += 16) {
+            const int64_t width = slots - s < 16 ? slots - s : 16;
+            const __mmask16 some = (__mmask16)((1u << width) - 1);
+            __m512 v[16];
+            if (b + 1 < blocks) /* the next block, which lies behind this one */
+                UNROLL for (int r = 0; r < 16; r++)
+                    _mm_prefetch((const char *)(shared + 16 * (slots + s + r)), _MM_HINT_T0);
+            UNROLL for (int r = 0; r < 16; r++) {
+                v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots + s);
+                worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
+            }
+            transpose16(v);
+            for (int r = 0; r < width; r++) {
+                const __m512i value = _mm512_cvtps_epi32(v[r]);
+                broken |= _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(value), v[r], _CMP_NEQ_UQ);
+                _mm512_storeu_si512(private_ + (s + r) * 16, value);
+                if (!check) continue;
+                const __m512i high = _mm512_srli_epi64(value, 32);
+                const __m512i s0 = _mm512_set1_epi32(check->numbers[s + r]);
+                const __m512i s1 = _mm512_set1_epi32(check->numbers[slots + s + r]);
+                even0 = _mm512_add_epi64(even0, _mm512_mul_epi32(value, s0));
+                odd0 = _mm512_add_epi64(odd0, _mm512_mul_epi32(high, s0));
+                even1 = _mm512_add_epi64(even1, _mm512_mul_epi32(value, s1));
+                odd1 = _mm512_add_epi64(odd1, _mm512_mul_epi32(high, s1));
+            }
+        }
+        if (!check) continue;
+        const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+        const __m512i top = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+        _mm512_storeu_si512(sums + 16 * b, _mm512_permutex2var_epi64(even0, low, odd0));
+        _mm512_storeu_si512(sums + 16 * b + 8, _mm512_permutex2var_epi64(even0, top, odd0));
+        _mm512_storeu_si512(sums + rows + 16 * b, _mm512_permutex2var_epi64(even1, low, odd1));
+        _mm512_storeu_si512(sums + rows + 16 * b + 8, _mm512_permutex2var_epi64(even1, top, odd1));
+    }
+    return possible(_mm512_reduce_max_epu32(worst), !broken);
+}
+
+/* One instance without a check, one with it. */
+AVX512 static int copy_blocks_exact(int32_t *private_, const float *shared, int64_t blocks, int64_t slots,
+                                    const Check *check, int64_t *sums, int64_t rows) {
+    if (!check) return copy_blocks_exact_(private_, shared, blocks, slots, 0, 0, 0);
+    return copy_blocks_exact_(private_, shared, blocks, slots, check, sums, rows);
+}
+#endif
