@@ -116,18 +116,46 @@ static int agree_exact(const Check *c, int64_t rows, int64_t first, int64_t coun
 }
 
 #if HAVE_AVX512
-/* As copy_blocks, to integers. */
+/* Sums of the even and the odd positions of a block of 16, for each vector. */
+typedef struct {
+    __m512i even[VECTORS], odd[VECTORS];
+} Sums;
+
+/* Store a slot's answers of a block as integers, and add them to the sums; returns which are none. */
+AVX512_INLINE __mmask16 take_slot(Sums *sums, int32_t *to, __m512 answers, const int32_t *numbers, int64_t slots) {
+    const __m512i value = _mm512_cvtps_epi32(answers), high = _mm512_srli_epi64(value, 32);
+    _mm512_storeu_si512(to, value);
+    if (numbers)
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            const __m512i number = _mm512_set1_epi32(numbers[v * slots]);
+            sums->even[v] = _mm512_add_epi64(sums->even[v], _mm512_mul_epi32(value, number));
+            sums->odd[v] = _mm512_add_epi64(sums->odd[v], _mm512_mul_epi32(high, number));
+        }
+    return _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(value), answers, _CMP_NEQ_UQ);
+}
+
+AVX512_INLINE void store_sums(const Sums *sums, int64_t *to, int64_t rows) {
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+        _mm512_storeu_si512(to + v * rows, _mm512_permutex2var_epi64(sums->even[v], low, sums->odd[v]));
+        _mm512_storeu_si512(to + v * rows + 8, _mm512_permutex2var_epi64(sums->even[v], high, sums->odd[v]));
+    }
+}
+
+/* As copy_blocks, to integers; `numbers` are the check's, or NULL. Returns what the answer is. */
 AVX512_INLINE int copy_blocks_exact_(int32_t *private_, const float *shared, int64_t blocks, int64_t slots,
-                                     const Check *check, int64_t *sums, int64_t rows) {
+                                     const int32_t *numbers, int64_t *to, int64_t rows) {
     const __m512i exponent = _mm512_set1_epi32(INFINITE);
     __m512i worst = _mm512_setzero_si512();
     __mmask16 broken = 0;
     for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
-        /* Sums of the even and the odd positions of the block. */
-        __m512i even0 = _mm512_setzero_si512(), odd0 = even0, even1 = even0, odd1 = even0;
+        Sums sums;
+        UNROLL for (int v = 0; v < VECTORS; v++) sums.even[v] = sums.odd[v] = _mm512_setzero_si512();
         for (int64_t s = 0; s < slots; s += 16) {
             const int64_t width = slots - s < 16 ? slots - s : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
+            const int32_t *from = numbers ? numbers + s : 0;
+            int32_t *target = private_ + 16 * s;
             __m512 v[16];
             if (b + 1 < blocks) /* the next block, which lies behind this one */
                 UNROLL for (int r = 0; r < 16; r++)
@@ -137,35 +165,22 @@ AVX512_INLINE int copy_blocks_exact_(int32_t *private_, const float *shared, int
                 worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
             }
             transpose16(v);
-            for (int r = 0; r < width; r++) {
-                const __m512i value = _mm512_cvtps_epi32(v[r]);
-                broken |= _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(value), v[r], _CMP_NEQ_UQ);
-                _mm512_storeu_si512(private_ + (s + r) * 16, value);
-                if (!check) continue;
-                const __m512i high = _mm512_srli_epi64(value, 32);
-                const __m512i s0 = _mm512_set1_epi32(check->numbers[s + r]);
-                const __m512i s1 = _mm512_set1_epi32(check->numbers[slots + s + r]);
-                even0 = _mm512_add_epi64(even0, _mm512_mul_epi32(value, s0));
-                odd0 = _mm512_add_epi64(odd0, _mm512_mul_epi32(high, s0));
-                even1 = _mm512_add_epi64(even1, _mm512_mul_epi32(value, s1));
-                odd1 = _mm512_add_epi64(odd1, _mm512_mul_epi32(high, s1));
-            }
+            if (width == 16)
+                UNROLL for (int r = 0; r < 16; r++)
+                    broken |= take_slot(&sums, target + 16 * r, v[r], from ? from + r : 0, slots);
+            else
+                for (int r = 0; r < width; r++)
+                    broken |= take_slot(&sums, target + 16 * r, v[r], from ? from + r : 0, slots);
         }
-        if (!check) continue;
-        const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-        const __m512i top = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-        _mm512_storeu_si512(sums + 16 * b, _mm512_permutex2var_epi64(even0, low, odd0));
-        _mm512_storeu_si512(sums + 16 * b + 8, _mm512_permutex2var_epi64(even0, top, odd0));
-        _mm512_storeu_si512(sums + rows + 16 * b, _mm512_permutex2var_epi64(even1, low, odd1));
-        _mm512_storeu_si512(sums + rows + 16 * b + 8, _mm512_permutex2var_epi64(even1, top, odd1));
+        if (numbers) store_sums(&sums, to + 16 * b, rows);
     }
     return possible(_mm512_reduce_max_epu32(worst), !broken);
 }
 
 /* One instance without a check, one with it. */
 AVX512 static int copy_blocks_exact(int32_t *private_, const float *shared, int64_t blocks, int64_t slots,
-                                    const Check *check, int64_t *sums, int64_t rows) {
-    if (!check) return copy_blocks_exact_(private_, shared, blocks, slots, 0, 0, 0);
-    return copy_blocks_exact_(private_, shared, blocks, slots, check, sums, rows);
+                                    const int32_t *numbers, int64_t *sums, int64_t rows) {
+    if (!numbers) return copy_blocks_exact_(private_, shared, blocks, slots, 0, 0, 0);
+    return copy_blocks_exact_(private_, shared, blocks, slots, numbers, sums, rows);
 }
 #endif

@@ -403,8 +403,8 @@ static int take_exact(const Finish *f, const Check *check, Part p) {
     int outcome;
 #if HAVE_AVX512
     if (p.transposed)
-        outcome = copy_blocks_exact(copy, answer, p.count / 16, f->slots, check, check ? check->exact_sums + p.first : 0,
-                                    f->rows);
+        outcome = copy_blocks_exact(copy, answer, p.count / 16, f->slots, check ? check->numbers : 0,
+                                    check ? check->exact_sums + p.first : 0, f->rows);
     else
 #endif
         outcome = copy_exact(copy, answer, p.count * f->slots);
