@@ -12,6 +12,7 @@ setup(
             depends=[
                 "enclave/_avx512.h",
                 "enclave/_check.h",
+                "enclave/_check_exact.h",
                 "enclave/_exact.h",
                 "enclave/_gather.h",
                 "enclave/_transpose.h",

@@ -16,7 +16,7 @@ typedef struct {
     float *products;      /* [TAPS * VECTORS, width + 4]: scratch */
     double tolerance;     /* in units of the largest norm of an input position */
     double least;         /* allowed besides: what numbers too small for a float lose */
-    /* Instead, of integer layers (see _exact.h): vectors, filters, right-hand sides and left-hand sides. */
+    /* Instead, of integer layers (see _check_exact.h): vectors, filters, right-hand sides and left-hand sides. */
     const int32_t *numbers;
     const double *folded;
     double *exact_expected;
@@ -48,30 +48,28 @@ static inline __attribute__((always_inline)) void add_run(float *restrict a, flo
     }
 }
 
-/* The right-hand sides of `count` positions from column x on in row y of image b, written at p. */
-CLONES static void expect_some(const Check *c, int64_t b, int64_t y, int64_t x, int64_t count, int64_t p) {
+/* The right-hand sides of one position: column x in row y of image b, written at p. */
+CLONES static void expect_one(const Check *c, int64_t b, int64_t y, int64_t x, int64_t p) {
     const int64_t rows = c->batch * c->out_height * c->out_width;
     const int64_t size = c->kernel_height * c->kernel_width * c->channels;
     const int64_t step = c->dilation_width == 1 ? c->kernel_width : 1; /* columns that lie side by side */
-    for (int64_t k = 0; k < count; k++, x++, p++) {
-        float s[VECTORS][LANES] = {{0}};
-        for (int64_t ky = 0; ky < c->kernel_height; ky++) {
-            const int64_t iy = y * c->stride_height + ky * c->dilation_height - c->top;
-            if (iy < 0 || iy >= c->height) continue;
-            for (int64_t kx = 0; kx < c->kernel_width; kx += step) {
-                const int64_t ix = x * c->stride_width + kx * c->dilation_width - c->left;
-                const int64_t first = first_column(ix), last = last_column(c, ix, step);
-                if (first >= last) continue;
-                const float *from = c->input + ((b * c->height + iy) * c->width + ix + first) * c->channels;
-                const float *filter = c->filters + (ky * c->kernel_width + kx + first) * c->channels;
-                add_run(s[0], s[1], from, filter, filter + size, (last - first) * c->channels);
-            }
+    float s[VECTORS][LANES] = {{0}};
+    for (int64_t ky = 0; ky < c->kernel_height; ky++) {
+        const int64_t iy = y * c->stride_height + ky * c->dilation_height - c->top;
+        if (iy < 0 || iy >= c->height) continue;
+        for (int64_t kx = 0; kx < c->kernel_width; kx += step) {
+            const int64_t ix = x * c->stride_width + kx * c->dilation_width - c->left;
+            const int64_t first = first_column(ix), last = last_column(c, ix, step);
+            if (first >= last) continue;
+            const float *from = c->input + ((b * c->height + iy) * c->width + ix + first) * c->channels;
+            const float *filter = c->filters + (ky * c->kernel_width + kx + first) * c->channels;
+            add_run(s[0], s[1], from, filter, filter + size, (last - first) * c->channels);
         }
-        for (int v = 0; v < VECTORS; v++) {
-            float sum = 0;
-            for (int i = 0; i < LANES; i++) sum += s[v][i];
-            c->expected[v * rows + p] = sum;
-        }
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        float sum = 0;
+        for (int i = 0; i < LANES; i++) sum += s[v][i];
+        c->expected[v * rows + p] = sum;
     }
 }
 
@@ -86,7 +84,7 @@ AVX512_INLINE __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
-/* As expect_some for four positions whose windows lie inside the image's columns: filters are loaded once for all.
+/* As expect_one for four positions whose windows lie inside the image's columns: filters are loaded once for all.
  * For few channels, where the columns of a window make one vector. */
 AVX512 static void expect4(const Check *c, int64_t b, int64_t y, int64_t x, int64_t p) {
     const int64_t rows = c->batch * c->out_height * c->out_width, apart = c->stride_width * c->channels;
@@ -233,29 +231,6 @@ static int64_t lines_within(const Check *c, int64_t rows) {
     const int64_t reach = (c->kernel_height - 1) * c->dilation_height - c->top, there = rows % image / c->width;
     if (rows / image == c->batch || there <= reach) return whole;
     return whole + (there - reach - 1) / c->stride_height + 1;
-}
-
-/* The right-hand sides of line r of all images. */
-static void expect_line(const Check *c, int64_t r, int wide) {
-#if HAVE_AVX512
-    if (wide && c->channels > NARROW) {
-        expect_wide(c, r);
-        return;
-    }
-#endif
-    const int64_t reach = (c->kernel_width - 1) * c->dilation_width, b = r / c->out_height, y = r % c->out_height;
-    for (int64_t x = 0, p = r * c->out_width; x < c->out_width;) {
-        const int64_t ix = x * c->stride_width - c->left, end = ix + 3 * c->stride_width + reach;
-        const int fits = wide && ix >= 0 && end < c->width && x + 4 <= c->out_width;
-        const int64_t count = fits ? 4 : 1;
-#if HAVE_AVX512
-        if (fits)
-            expect4(c, b, y, x, p);
-        else
-#endif
-            expect_some(c, b, y, x, count, p);
-        x += count, p += count;
-    }
 }
 
 /* The left-hand sides of `count` rows from `first` on, from the private copy of these [count, slots]. */

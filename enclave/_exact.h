@@ -1,10 +1,7 @@
-/* Integer layers: what crosses are integers in floats, and everything derived from them is exact.
+/* Integer layers: what crosses are integers in floats, and what is restored from them is exact.
  *
- * Restoring is done modulo 2^32, in which a true sum, which fits into 32 bits, comes out right whatever the terms are.
- * Freivalds' check is made modulo the prime Q: left-hand sides are below 2^62 (at most MOST_SLOTS products of 25 and 24
- * bits), right-hand sides below 2^53 (at most MOST_TERMS of 25 and 9); see enclave/integrity.py.
+ * Sums are made modulo 2^32. A true one fits into 32 bits and comes out right, whatever its terms are.
  */
-enum { Q = 67108859 };
 enum { COLUMNS = 64 };
 enum { INFINITE = 0x7f800000, LIMIT = 0x4b800000 }; /* bits of infinity and of 2^24, a bound of honest sums */
 
@@ -49,70 +46,6 @@ static inline __attribute__((always_inline)) void restore_row_exact(const Finish
             for (int64_t i = 0; i < width; i++) sum[i] -= pop[at + i];
         for (int64_t i = 0; i < width; i++) t[at + i] = (float)(int32_t)sum[i] * f->multiplier[at + i];
     }
-}
-
-/* The right-hand sides of line r of all images. */
-CLONES static void expect_exact(const Check *c, int64_t r) {
-    const int64_t rows = c->batch * c->out_height * c->out_width, b = r / c->out_height, y = r % c->out_height;
-    const int64_t size = c->kernel_height * c->kernel_width * c->channels;
-    const int64_t step = c->dilation_width == 1 ? c->kernel_width : 1; /* columns that lie side by side */
-    for (int64_t x = 0; x < c->out_width; x++) {
-        double lanes[VECTORS][LANES] = {{0}};
-        for (int64_t ky = 0; ky < c->kernel_height; ky++) {
-            const int64_t iy = y * c->stride_height + ky * c->dilation_height - c->top;
-            if (iy < 0 || iy >= c->height) continue;
-            for (int64_t kx = 0; kx < c->kernel_width; kx += step) {
-                const int64_t ix = x * c->stride_width + kx * c->dilation_width - c->left;
-                const int64_t first = first_column(ix), last = last_column(c, ix, step);
-                const int64_t length = (last - first) * c->channels;
-                const float *restrict from = c->input + ((b * c->height + iy) * c->width + ix + first) * c->channels;
-                const double *restrict s = c->folded + (ky * c->kernel_width + kx + first) * c->channels;
-                int64_t i = 0;
-                for (; i + LANES <= length; i += LANES)
-                    for (int k = 0; k < LANES; k++) {
-                        lanes[0][k] += from[i + k] * s[i + k];
-                        lanes[1][k] += from[i + k] * s[size + i + k];
-                    }
-                for (; i < length; i++) {
-                    lanes[0][0] += from[i] * s[i];
-                    lanes[1][0] += from[i] * s[size + i];
-                }
-            }
-        }
-        for (int v = 0; v < VECTORS; v++) {
-            double sum = 0;
-            for (int i = 0; i < LANES; i++) sum += lanes[v][i];
-            c->exact_expected[v * rows + r * c->out_width + x] = sum;
-        }
-    }
-}
-
-static void prepare_line(const Check *c, int64_t r, int wide) {
-    if (c->numbers)
-        expect_exact(c, r);
-    else
-        expect_line(c, r, wide);
-}
-
-/* The left-hand sides of `count` rows from `first` on, from the private copy of these [count, slots]. */
-CLONES static void sum_rows_exact(const Check *c, const int32_t *copy, int64_t first, int64_t count, int64_t rows,
-                                  int64_t slots) {
-    for (int64_t r = 0; r < count; r++)
-        for (int v = 0; v < VECTORS; v++) {
-            const int32_t *restrict s = c->numbers + v * slots, *restrict y = copy + r * slots;
-            int64_t sum = 0;
-            for (int64_t i = 0; i < slots; i++) sum += (int64_t)s[i] * y[i];
-            c->exact_sums[v * rows + first + r] = sum;
-        }
-}
-
-/* Whether both sides of `count` rows agree. */
-static int agree_exact(const Check *c, int64_t rows, int64_t first, int64_t count) {
-    int64_t off = 0;
-    for (int v = 0; v < VECTORS; v++)
-        for (int64_t p = v * rows + first; p < v * rows + first + count; p++)
-            off |= (c->exact_sums[p] - (int64_t)c->exact_expected[p]) % Q;
-    return !off;
 }
 
 #if HAVE_AVX512
