@@ -65,6 +65,7 @@ class Worker:
                 for key, entry in self._executor.entries.items()
             },
             "signatures": signatures,
+            "stateful": self._executor.stateful,
         }
 
     def _open(self, request: dict[str, Any]) -> Any:

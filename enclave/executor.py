@@ -61,6 +61,7 @@ class Executor:
         if program.layers and link is None:
             raise BundleError("the bundle needs an accelerator and none was started")
         self.program, self.entries, self.trace = program, program.entries, trace
+        self.stateful = program.stateful
         self._trusted, self._true = (
             TrustedModel(model, num_threads) if model else None for model in (program.model, program.linear)
         )
@@ -95,7 +96,7 @@ class Executor:
         # Until all of it succeeds there is nothing to run: masks and pointers of other shapes would reach past what
         # belongs to them.
         self._entry, before = None, self._entry
-        lanes = lanes if native.load() is not None and not self.program.stateful else 1
+        lanes = lanes if native.load() is not None and not self.stateful else 1
         if lanes != self.lanes:
             self.lanes, self._shapes, before = lanes, [], None
         known: dict[int, Shape] = {t: a.shape for t, a in entry.constants.items()}

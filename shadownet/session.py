@@ -103,6 +103,7 @@ class Session:
             for key, sides in reply["entries"].items()
         }
         self.signatures: list[dict[str, Any]] = reply["signatures"]
+        self._stateful = bool(reply["stateful"])
         self.entry: int | None = None
 
     @property
@@ -178,7 +179,9 @@ class Session:
 
     def reset(self) -> None:
         """Set all state of the model to zero."""
-        self._ask({"do": "reset"})
+        self.check()
+        if self._stateful:
+            self._ask({"do": "reset"})
 
     def stats(self) -> dict[str, Any]:
         """The enclave's counters; see ``enclave.__main__.Worker.stats``."""

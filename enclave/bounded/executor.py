@@ -66,7 +66,7 @@ class BoundedExecutor:
         self._baseline = baseline
         limit(baseline + budget + self.shared)
         meter.charge(self._plan.static - meter.held)
-        self.entries = self._plan.entries
+        self.entries, self.stateful = self._plan.entries, self._plan.stateful
         self._policy = Policy(self._checked, self._rng)
         self._bands = {k.number: self._plan.bands(k, budget) for k in self._plan.layers}
         self._checkers = {k.number: self._checker(k) for k in self._plan.layers if k.checked}
@@ -206,7 +206,7 @@ class BoundedExecutor:
         assert self._entry is not None
         with self.meter.scratch(self._plan.segment(self._entry, position)):
             model = self._kept or self._load()
-            if self._plan.stateful:
+            if self.stateful:
                 self._kept = model
             sides = ([local for _, local in side] for side in (segment.inputs, segment.outputs))
             inputs, outputs = sides

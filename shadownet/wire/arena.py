@@ -26,6 +26,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ SLOTS = 3  # words each of layer, sent, status and progress
 _ROW_BITS = 24
 ALL_ROWS = (1 << _ROW_BITS) - 1
 OK, FAILED = 0, 1
+SOCKET_TURN = 16  # of so many looks at the record one is at the sockets, too
 
 
 def aligned(size: int) -> int:
@@ -132,11 +134,13 @@ class Doorbell:
         """Wait until ``ready()``: returns "ready", "socket" (a socket stirs or ends) or "late"."""
         start = time.perf_counter()
         limit = start + self.spin_s
-        while True:
+        for spins in count(1):
             if ready():
                 return "ready"
             if time.perf_counter() > limit:
                 break
+            if not spins % SOCKET_TURN and any(fd != self.wait_fd for fd, _ in self._poller.poll(0)):
+                return "ready" if ready() else "socket"
             os.sched_yield()  # somebody else may need this core more, the peer first
         while True:
             left = None if timeout is None else start + timeout - time.perf_counter()
