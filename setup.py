@@ -10,6 +10,7 @@ setup(
             "enclave._native",
             ["enclave/_native.c"],
             depends=[
+                "enclave/_activation.h",
                 "enclave/_avx512.h",
                 "enclave/_check.h",
                 "enclave/_check_exact.h",

@@ -67,6 +67,12 @@ AVX512_INLINE __m512 activate16(__m512 t, Activation a) {
         const __mmask16 negative = _mm512_cmp_ps_mask(t, _mm512_setzero_ps(), _CMP_LT_OQ);
         return _mm512_mask_mul_ps(t, negative, t, _mm512_set1_ps(a.low));
     }
+    if (a.kind != CLAMP) {
+        float row[16];
+        _mm512_storeu_ps(row, t);
+        activate_row(row, a, 16);
+        return _mm512_loadu_ps(row);
+    }
     return _mm512_min_ps(_mm512_max_ps(t, _mm512_set1_ps(a.low)), _mm512_set1_ps(a.high));
 }
 

@@ -28,7 +28,6 @@ enum { REQUEST = 0, LAYER = 1, SENT = 4, CORE = 7, REPLY = 8, STATUS = 9, PROGRE
 enum { AWAKE = 16, PEER_AWAKE = 24 };
 enum { SLOTS = 3 }; /* words each of layer, sent, status and progress */
 enum { ROW_BITS = 24, ALL = (1 << ROW_BITS) - 1 }; /* of a word of rows; the others are the request's number */
-enum { CLAMP = 0, LEAKY = 1 };
 enum { SEND = 0, FINISH = 1 };
 enum { PART = 32768 }; /* bytes of an answer that are taken and finished before the next ones are looked at */
 enum { APART = 4 }; /* a lane whose answers are checked begins when the other one has done this part of its steps */
@@ -44,12 +43,7 @@ typedef struct {
     int64_t arrived_ns; /* when the last answer did, for the timeline */
 } Link;
 
-/* One activation: clamp to [low, high], or leaky with slope low. */
-typedef struct {
-    int64_t kind;
-    float low, high;
-} Activation;
-
+#include "_activation.h"
 #include "_transpose.h"
 #include "_check.h"
 #include "_check_exact.h"
@@ -310,20 +304,6 @@ CLONES int sn_finite(const float *values, int64_t count) {
         worst = exponent > worst ? exponent : worst;
     }
     return worst != 0x7f800000u;
-}
-
-static inline __attribute__((always_inline)) void clamp_row(float *restrict t, float low, float high, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        const float v = t[i] < low ? low : t[i];
-        t[i] = v > high ? high : v;
-    }
-}
-
-static inline __attribute__((always_inline)) void activate_row(float *restrict t, Activation a, int64_t n) {
-    if (a.kind == LEAKY)
-        for (int64_t i = 0; i < n; i++) t[i] = t[i] < 0 ? t[i] * a.low : t[i];
-    else if (a.low > -INFINITY || a.high < INFINITY)
-        clamp_row(t, a.low, a.high, n);
 }
 
 static inline __attribute__((always_inline)) void round_row(float *restrict t, int64_t n) {

@@ -13,6 +13,7 @@ from shadownet.wire.errors import BundleError, InputError
 Array = np.ndarray[Any, Any]
 
 FLOAT32 = np.dtype(np.float32)
+ACTIVATIONS = ("clamp", "leaky", "elu", "hard_swish")  # numbered as in _activation.h
 MASK_BOUND = 256  # integer activation masks are uniform in [-256, 256], as wide as the activations themselves
 
 
@@ -41,7 +42,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Activation:
-    """``clamp`` to [low, high], or ``leaky`` with slope ``low``."""
+    """One of ``ACTIVATIONS``: ``clamp`` to [low, high], ``leaky`` with slope ``low``; the others have no parameters."""
 
     kind: str
     low: float
@@ -49,7 +50,7 @@ class Activation:
 
     @classmethod
     def parse(cls, record: dict[str, Any]) -> Activation:
-        if record["kind"] not in ("clamp", "leaky"):
+        if record["kind"] not in ACTIVATIONS:
             raise BundleError("the bundle names an unknown activation", "convert the model again")
         return cls(record["kind"], float(record["low"]), float(record["high"]))
 
@@ -57,6 +58,11 @@ class Activation:
         """Apply to float32 ``y``, in place."""
         if self.kind == "leaky":
             return np.multiply(y, np.float32(self.low), out=y, where=y < 0)
+        if self.kind == "elu":
+            return np.expm1(y, out=y, where=y < 0)
+        if self.kind == "hard_swish":
+            y *= np.clip(y + np.float32(3), np.float32(0), np.float32(6)) * np.float32(1 / 6)
+            return y
         if self.low == -np.inf and self.high == np.inf:
             return y
         return np.clip(y, np.float32(self.low), np.float32(self.high), out=y)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from enclave import native
-from enclave.formats import Activation, Float, Integer
+from enclave.formats import ACTIVATIONS, Activation, Float, Integer
 from enclave.gather import Window
 from enclave.integrity import NativeCheck
 from enclave.limbs import LIMIT
@@ -346,4 +346,4 @@ def _wrapped(values: Array) -> Array:
 
 
 def _activation(activation: Activation) -> Any:
-    return (int(activation.kind == "leaky"), activation.low, activation.high)
+    return (ACTIVATIONS.index(activation.kind), activation.low, activation.high)

@@ -26,7 +26,7 @@ FUSED = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6"}
 
 @dataclass(frozen=True)
 class Activation:
-    """``clamp`` to [low, high], or ``leaky`` with slope ``low``."""
+    """``clamp`` to [low, high], ``leaky`` with slope ``low``, ``elu`` or ``hard_swish``."""
 
     kind: str = "clamp"
     low: float = -np.inf
@@ -85,7 +85,7 @@ def _grow(
         return None
     if graph.tensors[op.outputs[0]].dtype != "float32" or not shapes.static[op.outputs[0]]:
         return None
-    if op.kind in ("RELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU"):
+    if op.kind in ("RELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU", "ELU", "HARD_SWISH"):
         return _with_activation(epilogue, _activation(op))
     fused = FUSED.get(getattr(op.options, "fusedActivationFunction", 0))
     if op.kind not in ("ADD", "MUL", "SUB") or fused is None or len(op.inputs) != 2:
@@ -109,6 +109,8 @@ def _grow(
 def _activation(op: Op) -> Activation:
     if op.kind == "LEAKY_RELU":
         return Activation("leaky", float(op.options.alpha), 0.0)
+    if op.kind in ("ELU", "HARD_SWISH"):
+        return Activation(op.kind.lower(), 0.0, 0.0)
     return Activation.named(op.kind)
 
 

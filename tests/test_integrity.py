@@ -96,7 +96,7 @@ def in_c(layer: Answered, checker: Checker, answer: Array | None = None) -> bool
         pointers |= {"coefficient": np.ones((1, slots), np.int32), "multiplier": np.ones(slots, np.float32)}
     for name, array in (pointers | {"result": result, "check": check.record}).items():
         steps[name][1] = native.address(array)
-    record = np.zeros(16, np.uint64)
+    record = np.zeros(512, np.uint64)
     record[8] = 1  # the reply to the first request is there already
     ring, bell = os.pipe()
     try:

@@ -124,7 +124,7 @@ def transpose_conv(draw: Draw, r: Recipe) -> bool:
 
 
 def unary(draw: Draw, r: Recipe) -> bool:
-    kind = draw(st.sampled_from(["RELU", "TANH", "LOGISTIC", "LEAKY_RELU", "HARD_SWISH", "SOFTMAX", "ABS"]))
+    kind = draw(st.sampled_from(["RELU", "TANH", "LOGISTIC", "LEAKY_RELU", "HARD_SWISH", "ELU", "SOFTMAX", "ABS"]))
     x = pick(draw, r, lambda t: r.net.types[t] == "float32")
     if x is None:
         return False

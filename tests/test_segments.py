@@ -1,16 +1,21 @@
-"""What passes between linear layers and trusted segments: stored in place, pooled before it is joined."""
+"""What lies between linear layers: results stored in a segment's input, pooled before they are joined, activations that
+are part of the layer."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from boundary_helpers import enclave_here
 from build import Model, litert
 
 import shadownet
-from enclave import container, keys, sealing
+from enclave import container, formats, keys, native, sealing
+from enclave.restore import Restore
 from shadownet.graph import parse
 from shadownet.wire.errors import InputError
 
@@ -94,6 +99,69 @@ def test_parts_are_pooled_before_they_are_joined(read_twice: bool, tmp_path: Pat
         outputs = [it.get_tensor(d["index"]) for d in it.get_output_details()]
     for got, want in zip(outputs, litert(content, [x]), strict=True):
         agree(got, want)
+
+
+@pytest.mark.parametrize("kind", ["ELU", "HARD_SWISH"])
+@pytest.mark.parametrize("loop", ["C", "NumPy"])
+def test_activations_with_a_curve_are_part_of_their_layer(
+    kind: str, loop: str, tmp_path: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 16 positions and some over; values from nearly nothing to far beyond where the curve ends."""
+    if loop == "NumPy":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip("the enclave's C loop was not built here")
+    net = Model(5).net()
+    y = net.unary(kind, net.conv(net.input(1, 9, 7, 3), 37))
+    content = net.output(
+        net.conv(net.unary(kind, net.binary("MUL", y, net.constant(np.float32([0.5])))), 4)
+    ).model.content()
+    bundle = converted(content, tmp_path, device_key)
+    assert not _trusted(bundle, device_key)  # no segment is left
+    with enclave_here(bundle, device_key, tmp_path / "t.npz") as (executor, _):
+        executor.allocate(0, [(1, 9, 7, 3)])
+        for scale in (1, 300):
+            x = np.float32(scale) * random(1, 1, 9, 7, 3)
+            agree(executor.invoke([x])[0], litert(content, [x])[0])
+
+
+@pytest.mark.skipif(native.load() is None, reason="the enclave's C loop was not built here")
+def test_the_c_loops_curves_are_those_of_float64() -> None:
+    """To a few units in the last place, blocks of 16 positions and some over."""
+    x = np.concatenate([-np.geomspace(1e-30, 200, 5000), np.geomspace(1e-30, 200, 1000), [0.0]]).astype(np.float32)
+    wide = x.astype(np.float64)
+    step = 2.0**-23 * np.abs(wide)
+    elu, swish = np.where(wide < 0, np.expm1(wide), wide), wide * np.clip(wide + 3, 0, 6) / 6
+    assert (np.abs(activated("elu", x) - elu) <= 2 * 2.0**-23 * np.abs(elu)).all()
+    assert (np.abs(activated("hard_swish", x) - swish) <= 2 * step).all()  # x + 3 is rounded at the size of 3
+
+
+def activated(kind: str, x: Array) -> Array:
+    """What the C loop makes of an answer ``x`` that is there before it asks, of a layer with this activation."""
+    answer, result, copy = x.reshape(-1, 1), native.empty((x.size, 1)), native.empty(x.size)
+    natural, record = Restore.natural(1), np.zeros(512, np.uint64)
+    step = np.zeros(1, native.STEP)
+    for name, value in {"kind": native.FINISH, "rows": x.size, "slots": 1, "n": 1, "terms": 1}.items():
+        step[name] = value
+    pointers = {"answer": answer, "copy": copy, "slot": natural.slot, "coefficient": natural.coefficient}
+    for name, array in (pointers | {"result": result}).items():
+        step[name] = native.address(array)
+    for name in ("send_push", "pop", "push"):
+        step[name] = -1
+    step["first"] = (formats.ACTIVATIONS.index(kind), 0, 0)
+    step["second"] = (0, -np.inf, np.inf)
+    record[8] = 1  # the reply to the first request
+    wait, ring = os.pipe()
+    try:
+        link = native.Link(native.address(record), 0, ring, wait, wait, -1, 10**9, 10**9)
+        scratch = np.zeros((2, 16), np.float32)
+        lane = native.Lane(steps=native.address(step), count=1)
+        where = lane, 1, native.address(scratch[0]), native.address(scratch[1])
+        assert native.load()(link, *where, ctypes.c_int64(0)) == 0
+    finally:
+        os.close(wait)
+        os.close(ring)
+    return result[:, 0]
 
 
 def _trusted(bundle: Path, key: Path) -> bytes:
