@@ -101,6 +101,8 @@ AVX512_INLINE void finish_blocks_(const Finish *f, int64_t first, int64_t blocks
     const int streamed = streams(f);
     for (int64_t b = first / 16; b < first / 16 + blocks; b++) {
         const float *y = f->copy + (b * 16 - first) * f->slots;
+        float step[16];
+        for (int r = 0; r < 16 && exact; r++) step[r] = step_of(f, b * 16 + r);
         for (int64_t i = 0; i < n; i += 16) {
             const int64_t width = n - i < 16 ? n - i : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
@@ -135,11 +137,12 @@ AVX512_INLINE void finish_blocks_(const Finish *f, int64_t first, int64_t blocks
                 const __m512 mask = pop ? _mm512_maskz_loadu_ps(some, pop + place) : _mm512_setzero_ps();
                 __m512 t;
                 if (exact)
-                    t = _mm512_mul_ps(float_of(sub_exact(add_exact(v[r], bias), mask)), multiplier);
+                    t = _mm512_mul_ps(_mm512_mul_ps(float_of(sub_exact(add_exact(v[r], bias), mask)),
+                                                    _mm512_set1_ps(step[r])), multiplier);
                 else
                     t = pop ? _mm512_sub_ps(_mm512_add_ps(v[r], bias), mask) : _mm512_add_ps(v[r], bias);
                 t = activate16(t, f->first);
-                if (exact) t = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+                if (exact && !f->scales) t = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
                 if (f->gain) t = _mm512_fmadd_ps(t, gain, shift);
                 if (f->residual) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, f->residual + at));
                 t = activate16(t, f->second);

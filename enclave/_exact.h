@@ -27,9 +27,13 @@ CLONES static int copy_exact(int32_t *restrict private_, const float *restrict s
     return possible(worst, whole);
 }
 
-/* t = multiplier (sum of coefficient y[slot] + bias - pop), the sum modulo 2^32. */
+/* What the sums of row r are multiplied by, besides the multiplier. */
+static float step_of(const Finish *f, int64_t r) { return f->scales ? f->scales[r / f->scope].step : 1.0f; }
+
+/* t = step multiplier (sum of coefficient y[slot] + bias - pop), the sum modulo 2^32. */
 static inline __attribute__((always_inline)) void restore_row_exact(const Finish *f, const int32_t *restrict y,
-                                                                    const uint32_t *restrict pop, float *restrict t) {
+                                                                    const uint32_t *restrict pop, float step,
+                                                                    float *restrict t) {
     const uint32_t *coefficient = (const uint32_t *)(const void *)f->coefficient;
     const uint32_t *bias = (const uint32_t *)(const void *)f->bias;
     for (int64_t at = 0; at < f->n; at += COLUMNS) {
@@ -44,7 +48,7 @@ static inline __attribute__((always_inline)) void restore_row_exact(const Finish
             for (int64_t i = 0; i < width; i++) sum[i] += bias[at + i];
         if (pop)
             for (int64_t i = 0; i < width; i++) sum[i] -= pop[at + i];
-        for (int64_t i = 0; i < width; i++) t[at + i] = (float)(int32_t)sum[i] * f->multiplier[at + i];
+        for (int64_t i = 0; i < width; i++) t[at + i] = (float)(int32_t)sum[i] * step * f->multiplier[at + i];
     }
 }
 

@@ -49,6 +49,11 @@ typedef struct {
 #include "_check_exact.h"
 #include "_gather.h"
 
+/* How a float input became integers: rint(factor x) + zero within 8 bits, less zero. `step` is 1 / factor. */
+typedef struct {
+    float factor, zero, step;
+} Scale;
+
 typedef struct {
     int64_t layer, rows, slots, n;
     const float *answer;          /* shared [rows, slots] */
@@ -59,6 +64,9 @@ typedef struct {
     const float *bias;            /* [n] or NULL */
     const float *multiplier;      /* [n] of an integer layer, whose coefficients, bias and pop mask are integers of 32
                                    * bits: then the sum is multiplied, clamped by `first`, and rounded. NULL of others */
+    const Scale *scales;          /* of a layer with float inputs and 8-bit weights: each `scope` rows have one, by whose
+                                   * step their sums are multiplied as well, and not rounded. NULL of others */
+    int64_t scope;
     int64_t pop;                  /* [rows, n]: byte offset into the masks, -1 for none */
     Activation first;
     const float *gain, *shift;    /* [n], after the first activation; may be NULL */
@@ -81,6 +89,8 @@ typedef struct {
     float *target;        /* shared [rows, n] */
     float *keep;          /* private [rows, n], as in Finish */
     const Gather *gather; /* instead of a source, or NULL */
+    Scale *scales;        /* [rows / scope], found from the source, which then is sent as integers; or NULL */
+    int64_t scope;        /* rows that share a scale */
 } Send;
 
 typedef struct {
@@ -338,11 +348,11 @@ CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, fl
         const float *y = f->copy + (r - first) * f->slots;
         const float *p = pop ? pop + r * n : 0;
         if (f->multiplier)
-            restore_row_exact(f, (const int32_t *)(const void *)y, (const uint32_t *)(const void *)p, t);
+            restore_row_exact(f, (const int32_t *)(const void *)y, (const uint32_t *)(const void *)p, step_of(f, r), t);
         else
             restore_row(f, y, f->bias ? f->bias : zeros, p ? p : zeros, t);
         activate_row(t, f->first, n);
-        if (f->multiplier) round_row(t, n);
+        if (f->multiplier && !f->scales) round_row(t, n);
         if (f->gain)
             for (int64_t i = 0; i < n; i++) t[i] = t[i] * f->gain[i] + f->shift[i];
         if (f->residual) {
@@ -444,6 +454,39 @@ CLONES static void send_rows(const Send *s, int64_t first, int64_t count, const 
     }
 }
 
+/* Find the scale of each scope of a layer's input. */
+CLONES static void measure(const Send *s) {
+    const float least = -128, most = 127;
+    const int64_t size = s->scope * s->n;
+    for (int64_t k = 0; k < s->rows / s->scope; k++) {
+        float low = 0, high = 0;
+        for (int64_t i = k * size; i < (k + 1) * size; i++) {
+            low = s->source[i] < low ? s->source[i] : low;
+            high = s->source[i] > high ? s->source[i] : high;
+        }
+        const float wanted = 255 / (high - low), factor = wanted < INFINITY ? wanted : 1; /* nothing becomes zeros */
+        const float a = low * factor, b = high * factor, zero = (least + a) + (most + b) > 0 ? least - a : most - b;
+        s->scales[k] = (Scale){factor, rintf(zero < least ? least : zero > most ? most : zero), 1 / factor};
+    }
+}
+
+/* As send_rows, of integers. */
+CLONES static void send_scaled(const Send *s, int64_t first, int64_t count, const float *mask) {
+    const int64_t n = s->n;
+    for (int64_t r = first; r < first + count; r++) {
+        const float *restrict x = s->source + r * n, *restrict push = mask ? mask + r * n : 0;
+        float *restrict target = s->target + r * n, *restrict out = s->keep ? s->keep + r * n : target;
+        const Scale scale = s->scales[r / s->scope];
+        for (int64_t i = 0; i < n; i++) {
+            const float q = rintf((s->order ? x[s->order[i]] : x[i]) * scale.factor) + scale.zero;
+            out[i] = (q < -128 ? -128 : q > 127 ? 127 : q) - scale.zero;
+        }
+        if (push)
+            for (int64_t i = 0; i < n; i++) out[i] += push[i];
+        if (s->keep) memcpy(target, out, (size_t)n * sizeof *out);
+    }
+}
+
 static const Check *check_of(const Finish *f) { return f->check && f->check->active ? f->check : 0; }
 
 /* The check of the step after this one, if what it is prepared from would leave the cache before its turn. */
@@ -469,9 +512,13 @@ static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t r
 static int send_layer(Link *link, Lane *lane, const Send *s, const Finish *following, float *row) {
     const int64_t start = now_ns(), most = 1 + PART / (4 * s->n + 1);
     int outcome = OK;
+    if (s->scales) measure(s);
     for (int64_t first = 0; first < s->rows && outcome == OK; first += most) {
         const int64_t left = s->rows - first, count = left < most ? left : most;
-        send_rows(s, first, count, at(lane->masks, s->push), row);
+        if (s->scales)
+            send_scaled(s, first, count, at(lane->masks, s->push));
+        else
+            send_rows(s, first, count, at(lane->masks, s->push), row);
         if (following) outcome = send_ahead(link, lane, following, first + count, s->rows);
     }
     link->sending_ns += now_ns() - start;

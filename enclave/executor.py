@@ -19,7 +19,7 @@ from enclave.precision import Probe, judge, require
 from enclave.program import Entry, Layer, Program, Segment
 from enclave.rng import Rng
 from enclave.schedule import Schedule, schedule
-from enclave.stretch import Stretch, runnable
+from enclave.stretch import Stretch, gathers, runnable, scales_fit
 from enclave.trace import Trace
 from enclave.trusted import TrustedModel
 from shadownet.wire.errors import BundleError, InputError
@@ -175,7 +175,7 @@ class Executor:
         """Gather consecutive layers that the C loop can run into stretches, and start a fresh pool of masks."""
         self._actions, self._stretches, self._native_checks = [], {}, {}
         steps = [step for step in entry.steps if isinstance(step, Layer)]
-        plan = schedule(entry, known, lambda step: self._fits(step, known))
+        plan = schedule(entry, known, lambda step: gathers(step) and self._fits(step, known))
         at = 0
         while at < len(plan.steps):
             end = at
@@ -193,11 +193,11 @@ class Executor:
         self.masks = MaskPool([s.number for s in steps if s.masked], self._make_mask, self._mask_memory)
 
     def _fits(self, step: Segment | Layer, known: dict[int, Shape]) -> bool:
-        """Whether there is a C loop that can run this step: a float layer that gives something, and whose residual, if
-        any, has exactly its shape."""
+        """Whether there is a C loop that can run this step: a layer that gives something, and whose residual, if any,
+        has exactly its shape."""
         if native.load() is None or not isinstance(step, Layer) or not runnable(step):
             return False
-        if 0 in self._shapes[step.number][1]:
+        if 0 in self._shapes[step.number][1] or not scales_fit(step, *self._shapes[step.number]):
             return False
         return step.format.residual < 0 or known[step.format.residual] == self._shapes[step.number][1]
 

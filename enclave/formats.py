@@ -174,13 +174,13 @@ class Hybrid:
     dtype = FLOAT32
 
     def __init__(self, bias: Array | None, scale: Array, inner: int, activation: Activation) -> None:
-        self._bias, self._scale, self._inner, self._activation = bias, scale, inner, activation
+        self.bias, self.scale, self.inner, self.activation = bias, scale, inner, activation
         self.scope = "image" if inner == 3 else "row"
 
     def measure(self, x: Array) -> tuple[Array, Array]:
         """Each row's factor and zero point, [..., 1, 1, 1]."""
         one, low, high = np.float32(1), np.float32(-128), np.float32(127)
-        rows = x.reshape(int(np.prod(x.shape[: x.ndim - self._inner])), -1)
+        rows = x.reshape(int(np.prod(x.shape[: x.ndim - self.inner])), -1)
         least = np.minimum(rows.min(axis=1), np.float32(0))
         most = np.maximum(rows.max(axis=1), np.float32(0))
         with np.errstate(divide="ignore", over="ignore"):
@@ -188,7 +188,7 @@ class Hybrid:
         factor = np.where(np.isfinite(factor), factor, one)  # a row of nothing, or next to it, becomes zeros
         a, b = least * factor, most * factor
         zero = np.where((low + a) + (high + b) > 0, low - a, high - b)
-        shape = x.shape[: x.ndim - self._inner] + (1,) * self._inner
+        shape = x.shape[: x.ndim - self.inner] + (1,) * self.inner
         return factor.reshape(shape), np.rint(np.clip(zero, low, high)).reshape(shape)
 
     def quantise(self, x: Array, context: tuple[Array, Array]) -> Array:
@@ -200,10 +200,10 @@ class Hybrid:
         step = np.float32(1) / context[0]
         if step.ndim != y.ndim:  # a dense layer that flattens its input to rows
             step = step.reshape(-1, 1)
-        out = y.astype(np.float32) * step * self._scale
-        if self._bias is not None:
-            out += self._bias
-        return self._activation.apply(out.astype(np.float32))
+        out = y.astype(np.float32) * step * self.scale
+        if self.bias is not None:
+            out += self.bias
+        return self.activation.apply(out.astype(np.float32))
 
 
 def encode(format_: Format, x: Array) -> tuple[Array, Any]:

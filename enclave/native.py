@@ -28,14 +28,16 @@ STEP = np.dtype(
     [
         ("kind", "i8"),
         ("send_rows", "i8"), ("send_n", "i8"), ("source", "u8"), ("order", "u8"), ("send_push", "i8"), ("target", "u8"),
-        ("send_keep", "u8"), ("gather", "u8"),
+        ("send_keep", "u8"), ("gather", "u8"), ("send_scales", "u8"), ("send_scope", "i8"),
         ("layer", "i8"), ("rows", "i8"), ("slots", "i8"), ("n", "i8"), ("answer", "u8"), ("copy", "u8"),
         ("terms", "i8"), ("slot", "u8"), ("coefficient", "u8"), ("bias", "u8"), ("multiplier", "u8"),
+        ("scales", "u8"), ("scope", "i8"),
         ("pop", "i8"), ("first", _ACTIVATION), ("gain", "u8"), ("shift", "u8"), ("residual", "u8"),
         ("second", _ACTIVATION), ("result", "u8"), ("send", "u8"), ("apart", "i8"), ("push", "i8"), ("keep", "u8"),
         ("check", "u8"),
     ]
 )  # fmt: skip
+SCALE = np.dtype([("factor", "f4"), ("zero", "f4"), ("step", "f4")])
 PIECE = np.dtype([("source", "u8"), ("channels", "i8"), ("first", "i8"), ("count", "i8")])
 GATHER = np.dtype(
     [

@@ -7,19 +7,20 @@ mask and writes its input. Other results go to private buffers, reused once thei
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from enclave import native
-from enclave.formats import ACTIVATIONS, Activation, Float, Integer
+from enclave.formats import ACTIVATIONS, Activation, Float, Hybrid, Integer
 from enclave.gather import Window
 from enclave.integrity import NativeCheck
 from enclave.limbs import LIMIT
 from enclave.link import Accelerator
 from enclave.masks import Layout, MaskSet, Pair
-from enclave.program import Layer
+from enclave.program import Layer, Segment
 from shadownet.wire.errors import BundleError, InputError
 
 Array = np.ndarray[Any, Any]
@@ -57,6 +58,7 @@ class Stretch:
         self._zeros, types = _zero_points(layers)
         self._exact = {layer.number for layer in layers if layer.format.exact}
         self._centred: dict[int, Array] = {}  # 8-bit tensors made elsewhere
+        self._scales = {k.number: _scales(k.format, *shapes[k.number]) for k in layers if isinstance(k.format, Hybrid)}
         self._compile(later)
         self._outputs = {t: array for t, array in self._stored.items() if t in later}
         self._bytes = {t: self._as_bytes(t, types[t]) for t in self._outputs if t in types}
@@ -74,6 +76,8 @@ class Stretch:
                 self._send(steps, layer, position)
             following = self.layers[position + 1] if position + 1 < len(self.layers) else None
             chained = following is not None and following.input == layer.output
+            if following is not None and following.number in self._scales:
+                chained = False  # it is sent when all of it is there
             private = layer.output in later or readers.get(layer.output, []) != ([position + 1] if chained else [])
             order = following.restore.order if following is not None and chained else None
             if order is not None and (private or layer.format.residual >= 0):
@@ -107,7 +111,7 @@ class Stretch:
     def _store(self, steps: list[dict[str, Any]], layer: Layer, free: dict[int, list[Array]]) -> None:
         shape = self._shapes[layer.number][1]
         size = 4 * int(np.prod(shape))
-        array = self._places.get(layer.output) if layer.number not in self._exact else None
+        array = self._places.get(layer.output) if layer.output not in self._zeros else None
         if array is None:
             array = free[size].pop().reshape(shape) if free.get(size) else native.empty(shape)
             self._keep.append(array)
@@ -130,6 +134,9 @@ class Stretch:
             step["gather"] = self._gather(own)
         else:
             self._refer(step, len(steps), "source", layer.input, int(np.prod(shape)))
+        if layer.number in self._scales:
+            scales, scope, _ = self._scales[layer.number]
+            step |= {"send_scales": native.address(scales), "send_scope": scope}
         if layer.masked:
             self._patch("send_push", len(steps), layer)
         steps.append(step)
@@ -177,6 +184,9 @@ class Stretch:
         for name, vector in vectors.items():
             step[name] = self._pointer(vector if order is None or vector is None else vector[..., order])
         step |= {name: _activation(activation) for name, activation in activations.items()}
+        if layer.number in self._scales:
+            scales, _, scope = self._scales[layer.number]
+            step |= {"scales": native.address(scales), "scope": scope}
         if layer.number in self._checks:
             step["check"] = native.address(self._checks[layer.number].record)
         if layer.format.residual >= 0:
@@ -278,9 +288,22 @@ def runnable(layer: Layer) -> bool:
     """Whether the C loop knows this layer's format, how to check its answer, and all of its weights are outside."""
     if layer.public.kind == "TRANSPOSE_CONV" or layer.private is not None:
         return False
-    if not isinstance(layer.format, Integer):
+    if not isinstance(layer.format, Integer | Hybrid):
         return isinstance(layer.format, Float)
     return layer.residues is None and _addressable(layer) and _small(layer)
+
+
+def gathers(step: Segment | Layer) -> bool:
+    """Whether the C loop can put together this layer's input itself: it takes floats, as they are."""
+    return isinstance(step, Layer) and isinstance(step.format, Float)
+
+
+def scales_fit(layer: Layer, source: Shape, target: Shape) -> bool:
+    """Whether every scale of the input belongs to as many rows of the output, if it has scales."""
+    if not isinstance(layer.format, Hybrid):
+        return True
+    count = math.prod(source[: len(source) - layer.format.inner])
+    return count > 0 and math.prod(source[:-1]) % count == 0 and math.prod(target[:-1]) % count == 0
 
 
 def _addressable(layer: Layer) -> bool:
@@ -321,23 +344,33 @@ def _epilogue(layer: Layer) -> tuple[dict[str, Array | None], dict[str, Activati
 
 
 def _exact_epilogue(layer: Layer) -> tuple[dict[str, Array | None], dict[str, Activation]]:
-    """The same of an 8-bit layer. Limbs become terms of their own."""
+    """The same of a layer with 8-bit weights. Limbs become terms of their own."""
     format_, limbs = layer.format, layer.limbs
-    assert isinstance(format_, Integer)
     each = layer.slots // (limbs.groups * limbs.count)  # filters of a group
     group, filter_ = np.divmod(layer.restore.slot, each)
     terms = [(group * limbs.count + limb) * each + filter_ for limb in range(limbs.count)]
     coefficient = layer.restore.coefficient.astype(np.int64)
-    n = layer.restore.slot.shape[1]
-    vectors = {
+    vectors: dict[str, Array | None] = {
         "slot": np.concatenate(terms).astype(np.int32),
         "coefficient": _wrapped(np.concatenate([coefficient * limbs.base**limb for limb in range(limbs.count)])),
-        "bias": None if format_.bias is None else _wrapped(format_.bias),
-        "multiplier": np.broadcast_to(format_.multiplier, n).astype(np.float32),
     }
+    n, nothing = layer.restore.slot.shape[1], Activation("clamp", -np.inf, np.inf)
+    if isinstance(format_, Hybrid):
+        vectors["multiplier"] = np.broadcast_to(format_.scale, n).astype(np.float32)
+        if format_.bias is not None:
+            vectors |= {"gain": np.ones(n, np.float32), "shift": format_.bias.astype(np.float32)}
+        return vectors, {"first": nothing, "second": format_.activation}
+    assert isinstance(format_, Integer)
+    vectors["multiplier"] = np.broadcast_to(format_.multiplier, n).astype(np.float32)
+    vectors["bias"] = None if format_.bias is None else _wrapped(format_.bias)
     low, high = format_.low - format_.zero_out, format_.high - format_.zero_out
-    nothing = Activation("clamp", -np.inf, np.inf)
     return vectors, {"first": Activation("clamp", float(low), float(high)), "second": nothing}
+
+
+def _scales(format_: Hybrid, source: Shape, target: Shape) -> tuple[Array, int, int]:
+    """Room for the scales of a layer's input, and how many rows of its input and of its output share one."""
+    count = math.prod(source[: len(source) - format_.inner])
+    return np.zeros(count, native.SCALE), math.prod(source[:-1]) // count, math.prod(target[:-1]) // count
 
 
 def _wrapped(values: Array) -> Array:

@@ -174,38 +174,44 @@ def test_integer_layers_equal_litert_element_for_element(
             np.testing.assert_array_equal(have, want)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
 @pytest.mark.parametrize("scheme", ["shadownet:fast", "shadownet:paper", "mix:4", "groupcover:4", "slalom"])
-def test_the_c_loop_and_numpy_give_the_same_bytes(
-    scheme: str, tmp_path: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_c_loop_and_numpy_agree_with_litert(
+    scheme: str, dtype: str, tmp_path: Path, device_key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chain whose layers permute their channels, of blocks of 16 positions and some over, that meets in a sum."""
-    n = Quantised("int8", True)
+    n = Quantised(dtype, True)
     x = n.layer("CONV_2D", n.start(2, 11, 9, 3), 20, activation="RELU6", scale=1 / 30)
     y = n.layer("DEPTHWISE_CONV_2D", x, 1, activation="RELU")
     y = n.layer("CONV_2D", n.layer("CONV_2D", y, 37, 1), 20, 1)
-    total = n.op("ADD", [x, y], (n.shapes[x], "int8"), schema.AddOptionsT())
-    n.activation(total, 1 / 10, 3)
-    content = n.content(n.layer("CONV_2D", total, 5, 2, 2), y)
+    total = n.op("ADD", [x, y], (n.shapes[x], dtype), schema.AddOptionsT())
+    if dtype != "float32":
+        n.activation(total, 1 / 10, 3)
+    content = n.content(n.layer("FULLY_CONNECTED", n.layer("CONV_2D", total, 5, 2, 2), 6), y)
     (tmp_path / "model.tflite").write_bytes(content)
     bundle = tmp_path / "model.shadow"
     summary = shadownet.convert(tmp_path / "model.tflite", bundle, scheme=scheme)
     assert summary["layers_outsourced"] >= 4  # some schemes keep the depthwise one
-    sample = n.sample(0)
-    want = litert(content, sample)
+    samples = [n.sample(seed) for seed in range(4)]
     for compiled in (True, False) if native.load() is not None else (False,):
         transcript = tmp_path / f"{compiled}.npz"
         with monkeypatch.context() as patch, enclave_here(bundle, device_key, transcript) as (executor, _):
             if not compiled:
                 patch.setattr(native, "load", lambda: None)
-            executor.allocate(0, [value.shape for value in sample])
-            for _ in range(2):
-                for have, right in zip(executor.invoke(sample), want, strict=True):
-                    np.testing.assert_array_equal(have, right)
+            executor.allocate(0, [value.shape for value in samples[0]])
+            for sample in samples[:2]:
+                agree(executor.invoke(sample), litert(content, sample))
     with shadownet.Interpreter(bundle) as it:  # two at a time
-        samples = [n.sample(seed) for seed in range(4)]
         for sample, got in zip(samples, it.invoke_many(samples), strict=True):
-            for have, right in zip(got, litert(content, sample), strict=True):
-                np.testing.assert_array_equal(have, right)
+            agree(got, litert(content, sample))
+
+
+def agree(got: list[Array], want: list[Array]) -> None:
+    """Integers are equal; of hybrid layers a rounded input may fall on the other side of a step."""
+    for have, right in zip(got, want, strict=True):
+        step = 0.0 if right.dtype.kind in "iu" else 0.02 * float(np.abs(right).max())
+        assert have.dtype == right.dtype and np.abs(have.astype(float) - right.astype(float)).max() <= step
+        assert np.mean(have.astype(float) - right.astype(float)) <= step / 20
 
 
 def test_layers_that_litert_rounds_differently_stay_inside_alone(tmp_path: Path, device_key: Path) -> None:

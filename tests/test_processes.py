@@ -419,6 +419,26 @@ def test_an_unknown_accelerator_is_named(lab: Lab, name: str) -> None:
     assert gone(interpreter.session.pids) if "interpreter" in locals() else True
 
 
+@pytest.mark.parametrize("ready", [False, True])
+def test_who_polls_looks_at_the_socket_too(ready: bool) -> None:
+    """A message must not wait until there is nothing to poll for any more, here for an hour."""
+    ours, theirs = socket.socketpair()
+    wait, ring = shared.pipe()
+    later = threading.Timer(0.05, theirs.send, [b"!"])
+    try:
+        bell = Doorbell(ring, wait, ours.fileno(), 3600.0)
+        bell.ring()  # a ring without a request, which is no reason to stop
+        later.start()
+        looks = iter(range(10**9))
+        assert bell.wait(lambda: ready and next(looks) > 100, None) == ("ready" if ready else "socket")
+    finally:
+        later.join()
+        for end in (wait, ring):
+            os.close(end)
+        ours.close()
+        theirs.close()
+
+
 # A fake accelerator, which breaks the protocol
 
 
