@@ -99,13 +99,16 @@ CLONES static void sum_rows_exact(const Check *c, const int32_t *copy, int64_t f
         }
 }
 
-/* Whether both sides of `count` rows agree. */
+/* Whether both sides of `count` rows agree; where what was sent is not finite, no answer does. */
 static int agree_exact(const Check *c, int64_t rows, int64_t first, int64_t count) {
-    int64_t off = 0;
+    int good = 1;
     for (int v = 0; v < VECTORS; v++)
-        for (int64_t p = v * rows + first; p < v * rows + first + count; p++)
-            off |= (c->exact_sums[p] - (int64_t)c->exact_expected[p]) % Q;
-    return !off;
+        for (int64_t p = v * rows + first; p < v * rows + first + count; p++) {
+            const double expected = c->exact_expected[p];
+            const int bounded = fabs(expected) < 0x1p53;
+            good &= bounded && (c->exact_sums[p] - (int64_t)(bounded ? expected : 0)) % Q == 0;
+        }
+    return good;
 }
 
 /* One position, or four that `fit`, of either kind of layer. */

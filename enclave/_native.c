@@ -477,12 +477,10 @@ CLONES static void send_scaled(const Send *s, int64_t first, int64_t count, cons
         const float *restrict x = s->source + r * n, *restrict push = mask ? mask + r * n : 0;
         float *restrict target = s->target + r * n, *restrict out = s->keep ? s->keep + r * n : target;
         const Scale scale = s->scales[r / s->scope];
-        for (int64_t i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n; i++) { /* in one pass: shared memory never holds what is not masked */
             const float q = rintf((s->order ? x[s->order[i]] : x[i]) * scale.factor) + scale.zero;
-            out[i] = (q < -128 ? -128 : q > 127 ? 127 : q) - scale.zero;
+            out[i] = (q < -128 ? -128 : q > 127 ? 127 : q) - scale.zero + (push ? push[i] : 0);
         }
-        if (push)
-            for (int64_t i = 0; i < n; i++) out[i] += push[i];
         if (s->keep) memcpy(target, out, (size_t)n * sizeof *out);
     }
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from shadownet.graph import parse
 from shadownet.wire.errors import InputError
 
 Array = np.ndarray[Any, Any]
+NOTHING = np.float32(1e9)  # what was in memory before
 
 
 def network(pooled: bool = True, read_twice: bool = False) -> bytes:
@@ -162,6 +165,70 @@ def activated(kind: str, x: Array) -> Array:
         os.close(wait)
         os.close(ring)
     return result[:, 0]
+
+
+class Watched:
+    """Memory that another thread looks at all the while; ``seen`` tells whether anything but ``allowed`` was there."""
+
+    def __init__(self, size: int) -> None:
+        self.memory, self.allowed, self.seen = native.empty(size), np.zeros(size, np.float32), False
+        self._done = False
+
+    def look(self) -> None:
+        while not self._done:
+            now = self.memory.copy()
+            self.seen |= bool(((now != NOTHING) & (now != self.allowed)).any())
+
+    def watch(self, work: Callable[[], None]) -> None:
+        self.memory[...], self._done = NOTHING, False
+        thread = threading.Thread(target=self.look)
+        thread.start()
+        work()
+        self._done = True
+        thread.join()
+
+
+@pytest.mark.skipif(native.load() is None, reason="the enclave's C loop was not built here")
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("way", ["plain", "ordered", "quantised"])
+def test_nothing_is_in_shared_memory_before_it_is_masked(way: str, kept: bool) -> None:
+    """One row of two million values, which takes long enough to be looked at while it is written."""
+    size = 1 << 21
+    rng = np.random.default_rng(0)
+    source, order = rng.normal(0, 1, size).astype(np.float32), rng.permutation(size).astype(np.int32)
+    push = rng.integers(1, 257, size).astype(np.float32)  # without zeros
+    watched, keep, scales = Watched(size), native.empty(size), np.zeros(1, native.SCALE)
+    step = np.zeros(1, native.STEP)
+    for name in ("send_push", "pop", "push"):
+        step[name] = -1
+    fields = {"kind": native.SEND, "send_rows": 1, "send_n": size, "send_push": 0}
+    pointers = {"source": source, "target": watched.memory}
+    if kept:
+        pointers["send_keep"] = keep
+    if way == "ordered":
+        pointers["order"] = order
+    if way == "quantised":
+        pointers["send_scales"], fields["send_scope"] = scales, 1
+    for name, value in (fields | {name: native.address(array) for name, array in pointers.items()}).items():
+        step[name] = value
+    record, scratch = np.zeros(512, np.uint64), np.zeros((2, 16), np.float32)
+    link = native.Link(native.address(record), 0, -1, -1, -1, -1, 10**9, 10**9)
+
+    def send() -> None:
+        lane = native.Lane(steps=native.address(step), count=1, masks=native.address(push))
+        rows = native.address(scratch[0]), native.address(scratch[1])
+        assert native.load()(link, lane, 1, *rows, ctypes.c_int64(0)) == 0
+
+    send()
+    watched.allowed[...] = watched.memory
+    x = source[order] if way == "ordered" else source
+    if way == "quantised":
+        hybrid = formats.Hybrid(None, np.ones(1, np.float32), 1, formats.Activation("clamp", -np.inf, np.inf))
+        x, _ = formats.encode(hybrid, source[None])
+    np.testing.assert_array_equal(watched.allowed, (x + push).reshape(-1))
+    for _ in range(10):
+        watched.watch(send)
+    assert not watched.seen
 
 
 def _trusted(bundle: Path, key: Path) -> bytes:
