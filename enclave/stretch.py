@@ -3,6 +3,8 @@
 Per layer the loop copies the answer into private memory, some rows at a time, checks these, and only then restores and
 unmasks them, adds the bias, applies the epilogue and, where the next layer is the only reader, adds that layer's push
 mask and writes its input. Other results go to private buffers, reused once their last reader is done.
+
+8-bit tensors are floats in here, less their zero point; they are put into bytes for those who read them outside.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import numpy as np
 from enclave import container, keys, sealing
 from enclave.integrity import VECTORS
 from enclave.program import Entry, Layer, Program, Segment
+from enclave.stretch import runnable
 from shadownet.graph import Graph, parse
 from shadownet.simulator.work import Work, peak, work_of
 from shadownet.wire.tensors import nbytes
@@ -166,7 +167,7 @@ class _Counter:
         return self._masked(step, layer, sent // layer.stack, positions) if layer.masked else step
 
     def _masked(self, step: Step, layer: Layer, inputs: int, positions: int) -> Step:
-        """Add a layer's mask pair: push and pop mask are float64 in Z_p, and sums of limbs are float64, too."""
+        """Add a layer's mask pair. Numbers have 8 bytes in Z_p, as have sums of integers that NumPy restores."""
         assert self._linear is not None
         graph = self._linear.subgraphs[layer.pop]
         channels = graph.tensors[layer.pop_output].shape[-1]
@@ -175,7 +176,8 @@ class _Counter:
             pop = 8 * positions * channels // layer.residues.pop.weights.count
         else:
             runs, push = 1, 4 * inputs
-            pop = (8 if layer.format.exact else 4) * positions * channels // layer.pop_limbs.count
+            wide = layer.format.exact and not runnable(layer)
+            pop = (8 if wide else 4) * positions * channels // layer.pop_limbs.count
         made = (Work("MASK", 0, inputs), *(work.times(runs) for work in work_of(graph)))
         return replace(step, mask_bytes=push + pop, offline=made)
 
