@@ -91,14 +91,15 @@ AVX512_INLINE __m512 mul_exact(__m512 a, __m512 b) {
 
 AVX512_INLINE __m512 float_of(__m512 a) { return _mm512_cvtepi32_ps(_mm512_castps_si512(a)); }
 
-/* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left, from row `first`.
+/* Restore, unmask, finish and mask again, as finish_rows does, for whole blocks that copy_blocks left, from row `first`,
+ * into `staged`, or straight to shared memory where rows are whole cache lines.
  *
  * Masks are used once, so they come from memory: enclave/native.py lays them out in the order in which this reads
  * them, [block][16 columns][row][column], one straight stream. */
-AVX512_INLINE void finish_blocks_(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push,
-                                  int exact) {
+AVX512_INLINE void finish_blocks_(const Finish *f, int64_t first, int64_t blocks, float *staged, const float *pop,
+                                  const float *push, int exact) {
     const int64_t n = f->n;
-    const int streamed = streams(f);
+    const int streamed = streams(f), stages = f->keep || (f->send && !streamed);
     for (int64_t b = first / 16; b < first / 16 + blocks; b++) {
         const float *y = f->copy + (b * 16 - first) * f->slots;
         float step[16];
@@ -148,21 +149,19 @@ AVX512_INLINE void finish_blocks_(const Finish *f, int64_t first, int64_t blocks
                 t = activate16(t, f->second);
                 if (f->result) _mm512_mask_storeu_ps(f->result + at, some, t);
                 if (push) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(some, push + place));
-                if (streamed)
-                    _mm512_stream_ps(f->send + at, t);
-                else if (f->send)
-                    _mm512_mask_storeu_ps(f->send + at, some, t);
-                if (f->keep) _mm512_mask_storeu_ps(f->keep + at, some, t);
+                if (streamed) _mm512_stream_ps(f->send + at, t);
+                if (stages) _mm512_mask_storeu_ps(staged + at - first * n, some, t);
             }
         }
     }
 }
 
 /* One instance for floats, one for integer layers. */
-AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks, const float *pop, const float *push) {
+AVX512 static void finish_blocks(const Finish *f, int64_t first, int64_t blocks, float *staged, const float *pop,
+                                 const float *push) {
     if (f->multiplier)
-        finish_blocks_(f, first, blocks, pop, push, 1);
+        finish_blocks_(f, first, blocks, staged, pop, push, 1);
     else
-        finish_blocks_(f, first, blocks, pop, push, 0);
+        finish_blocks_(f, first, blocks, staged, pop, push, 0);
 }
 #endif

@@ -99,6 +99,13 @@ typedef struct {
     Finish finish;
 } Step;
 
+/* Private memory that nobody's data stays in. */
+typedef struct {
+    float *row;         /* of the widest layer */
+    const float *zeros; /* the same */
+    float *stage;       /* a part of what will be sent: PART bytes and 16 rows */
+} Scratch;
+
 static const float *at(const char *masks, int64_t offset) {
     return offset < 0 ? 0 : (const float *)(masks + offset);
 }
@@ -112,8 +119,8 @@ static int have_avx512(void) {
 #endif
 }
 
-/* Whether what is sent goes past the caches, as whole lines: to take over those that the other core has read costs five
- * times as much where the two share no cache. */
+/* Whether what is sent goes from registers to shared memory past the caches, as whole lines. Other rows are put together
+ * in private memory first, see send_part. */
 static int streams(const Finish *f) { return have_avx512() && f->send && f->n % 16 == 0; }
 
 #include "_exact.h"
@@ -316,6 +323,18 @@ CLONES int sn_finite(const float *values, int64_t count) {
     return worst != 0x7f800000u;
 }
 
+/* Write a part of a layer's input, masked, to shared memory: past the caches where that can be, since to take over lines
+ * that the other core has read costs five times as much where the two share no cache. */
+static void send_part(float *restrict shared, const float *restrict private_, int64_t count) {
+#if HAVE_AVX512
+    if (have_avx512()) {
+        stream_run(shared, private_, count);
+        return;
+    }
+#endif
+    memcpy(shared, private_, (size_t)count * sizeof *shared);
+}
+
 static inline __attribute__((always_inline)) void round_row(float *restrict t, int64_t n) {
     for (int64_t i = 0; i < n; i++) t[i] = rintf(t[i]);
 }
@@ -338,13 +357,14 @@ static inline __attribute__((always_inline)) void restore_row(const Finish *f, c
     }
 }
 
-/* Restore, unmask, finish and mask again, row by row: `count` rows from `first` on, whose answers begin the copy; `row`
- * and `zeros` hold n floats. */
-CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, float *row, const float *zeros,
+/* Restore, unmask, finish and mask again, row by row: `count` rows from `first` on, whose answers begin the copy, into
+ * `staged`. */
+CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, const Scratch *scratch, float *staged,
                                const float *pop, const float *push) {
     const int64_t n = f->n;
+    const float *zeros = scratch->zeros;
     for (int64_t r = first; r < first + count; r++) {
-        float *t = f->result ? f->result + r * n : row;
+        float *t = f->result ? f->result + r * n : scratch->row;
         const float *y = f->copy + (r - first) * f->slots;
         const float *p = pop ? pop + r * n : 0;
         if (f->multiplier)
@@ -361,12 +381,10 @@ CLONES static void finish_rows(const Finish *f, int64_t first, int64_t count, fl
         }
         activate_row(t, f->second, n);
         if (!f->send) continue;
-        float *sent = f->keep ? f->keep + r * n : f->send + r * n;
         if (push)
-            add_row(sent, t, push + r * n, n);
+            add_row(staged + (r - first) * n, t, push + r * n, n);
         else
-            memcpy(sent, t, (size_t)n * sizeof *t);
-        if (f->keep) memcpy(f->send + r * n, sent, (size_t)n * sizeof *t);
+            memcpy(staged + (r - first) * n, t, (size_t)n * sizeof *t);
     }
 }
 
@@ -383,7 +401,7 @@ typedef struct {
  * copying and finishing. */
 static Part part_from(const Finish *f, int64_t first, int64_t there) {
     const int64_t whole = have_avx512() ? there / 16 * 16 : 0, end = first < whole ? whole : there;
-    const int64_t most = 16 * (1 + PART / (64 * f->slots)), left = end - first;
+    const int64_t wide = f->slots > f->n ? f->slots : f->n, most = 16 * (1 + PART / (64 * wide)), left = end - first;
     return (Part){first, left < most ? left : most, first < whole};
 }
 
@@ -422,24 +440,25 @@ static int take(const Finish *f, const Check *check, Part p, double *allowed) {
 }
 
 /* Finish the part that was taken. */
-static void finish(const Finish *f, Part p, float *row, const float *zeros, const float *pop, const float *push) {
+static void finish(const Finish *f, Part p, const Scratch *scratch, const float *pop, const float *push) {
+    float *staged = f->keep ? f->keep + p.first * f->n : scratch->stage;
 #if HAVE_AVX512
     if (p.transposed) {
-        finish_blocks(f, p.first, p.count / 16, pop, push);
-        return;
-    }
+        finish_blocks(f, p.first, p.count / 16, staged, pop, push);
+        if (streams(f)) return;
+    } else
 #endif
-    finish_rows(f, p.first, p.count, row, zeros, pop, push);
+        finish_rows(f, p.first, p.count, scratch, staged, pop, push);
+    if (f->send) send_part(f->send + p.first * f->n, staged, p.count * f->n);
 }
 
-/* Mask a private tensor, or what is gathered, into a layer's shared input: `count` rows from `first` on; `row` holds n
- * floats. */
-CLONES static void send_rows(const Send *s, int64_t first, int64_t count, const float *mask, float *row) {
+/* Mask `count` rows of a private tensor, or of what is gathered, from `first` on, into `staged`. */
+CLONES static void mask_rows(const Send *s, int64_t first, int64_t count, const float *mask, float *row, float *staged) {
     const int plain = !s->gather && !s->order; /* then rows do not matter */
     const int64_t n = plain ? count * s->n : s->n, at = first * s->n;
     for (int64_t r = 0; r < (plain ? 1 : count); r++) {
         const float *x = s->source + at + r * n, *push = mask ? mask + at + r * n : 0;
-        float *target = s->target + at + r * n, *out = s->keep ? s->keep + at + r * n : target;
+        float *out = staged + r * n;
         if (s->gather) {
             gather_row(s->gather, first + r, row);
             x = row;
@@ -450,7 +469,6 @@ CLONES static void send_rows(const Send *s, int64_t first, int64_t count, const 
             add_row(out, x, push, n);
         else
             memcpy(out, x, (size_t)n * sizeof *x);
-        if (s->keep) memcpy(target, out, (size_t)n * sizeof *x);
     }
 }
 
@@ -470,18 +488,17 @@ CLONES static void measure(const Send *s) {
     }
 }
 
-/* As send_rows, of integers. */
-CLONES static void send_scaled(const Send *s, int64_t first, int64_t count, const float *mask) {
+/* As mask_rows, of integers. */
+CLONES static void mask_scaled(const Send *s, int64_t first, int64_t count, const float *mask, float *staged) {
     const int64_t n = s->n;
     for (int64_t r = first; r < first + count; r++) {
         const float *restrict x = s->source + r * n, *restrict push = mask ? mask + r * n : 0;
-        float *restrict target = s->target + r * n, *restrict out = s->keep ? s->keep + r * n : target;
+        float *restrict out = staged + (r - first) * n;
         const Scale scale = s->scales[r / s->scope];
-        for (int64_t i = 0; i < n; i++) { /* in one pass: shared memory never holds what is not masked */
+        for (int64_t i = 0; i < n; i++) {
             const float q = rintf((s->order ? x[s->order[i]] : x[i]) * scale.factor) + scale.zero;
             out[i] = (q < -128 ? -128 : q > 127 ? 127 : q) - scale.zero + (push ? push[i] : 0);
         }
-        if (s->keep) memcpy(target, out, (size_t)n * sizeof *out);
     }
 }
 
@@ -507,16 +524,18 @@ static int send_ahead(Link *link, Lane *lane, const Finish *following, int64_t r
 }
 
 /* Make the input of the layer that `following` finishes, or NULL if that comes in another run. */
-static int send_layer(Link *link, Lane *lane, const Send *s, const Finish *following, float *row) {
+static int send_layer(Link *link, Lane *lane, const Send *s, const Finish *following, const Scratch *scratch) {
     const int64_t start = now_ns(), most = 1 + PART / (4 * s->n + 1);
     int outcome = OK;
     if (s->scales) measure(s);
     for (int64_t first = 0; first < s->rows && outcome == OK; first += most) {
         const int64_t left = s->rows - first, count = left < most ? left : most;
+        float *staged = s->keep ? s->keep + first * s->n : scratch->stage;
         if (s->scales)
-            send_scaled(s, first, count, at(lane->masks, s->push));
+            mask_scaled(s, first, count, at(lane->masks, s->push), staged);
         else
-            send_rows(s, first, count, at(lane->masks, s->push), row);
+            mask_rows(s, first, count, at(lane->masks, s->push), scratch->row, staged);
+        send_part(s->target + first * s->n, staged, count * s->n);
         if (following) outcome = send_ahead(link, lane, following, first + count, s->rows);
     }
     link->sending_ns += now_ns() - start;
@@ -524,11 +543,12 @@ static int send_layer(Link *link, Lane *lane, const Send *s, const Finish *follo
 }
 
 /* Run what needs no accelerator, then ask for the next layer unless that was done ahead. */
-static int start_layer(Link *link, Lane *lane, float *row) {
+static int start_layer(Link *link, Lane *lane, const Scratch *scratch) {
     lane->sequence = 0;
     for (; lane->next < lane->count && lane->steps[lane->next].kind == SEND; lane->next++) {
         const Step *step = lane->steps + lane->next;
-        const int outcome = send_layer(link, lane, &step->send, lane->next + 1 < lane->count ? &step[1].finish : 0, row);
+        const Finish *following = lane->next + 1 < lane->count ? &step[1].finish : 0;
+        const int outcome = send_layer(link, lane, &step->send, following, scratch);
         if (outcome != OK) return outcome;
     }
     const uint64_t ahead = lane->ahead;
@@ -549,7 +569,7 @@ static const Finish *step_ahead(const Lane *lane) {
 }
 
 /* Take the answer and finish the layer. */
-static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
+static int end_layer(Link *link, Lane *lane, const Scratch *scratch) {
     const Finish *f = &lane->steps[lane->next].finish, *following = step_ahead(lane);
     const int64_t size = f->rows * f->n;
     const float *pop = at(lane->masks, f->pop), *push = at(lane->masks, f->push);
@@ -557,7 +577,7 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
     const Check *check = check_of(f);
     double allowed = check && !check->numbers ? allowed_by(check, largest_norm(check, SAMPLED)) : 0;
     const Check *later = check_ahead(lane);
-    Chores chores = {check, lane->expected, stream(f->apart && !streams(f) ? f->send : 0, size), stream(pop, size),
+    Chores chores = {check, lane->expected, stream(f->apart && !have_avx512() ? f->send : 0, size), stream(pop, size),
                      stream(push, size)};
     /* Where the next layer's input lies over this one's, nothing is written before the accelerator is through. */
     const int64_t patience = f->send && !f->apart ? f->rows - 1 : 0;
@@ -574,7 +594,7 @@ static int end_layer(Link *link, Lane *lane, float *row, const float *zeros) {
         const int64_t taken = now_ns();
         link->reading_ns += taken - start;
         if (outcome != OK) return outcome;
-        finish(f, part, row, zeros, pop, push);
+        finish(f, part, scratch, pop, push);
         link->finishing_ns += now_ns() - taken;
         first += part.count;
         if (following) outcome = send_ahead(link, lane, following, first, f->rows);
@@ -613,25 +633,25 @@ static int may_start(const Lane *lanes, int64_t count, const Lane *lane) {
     return 1;
 }
 
-static int run_lanes(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
+static int run_lanes(Link *link, Lane *lanes, int64_t count, const Scratch *scratch, int64_t *which) {
     for (;;) {
         for (Lane *lane = lanes; lane < lanes + count; lane++) {
             if (lane->sequence || lane->next == lane->count || !may_start(lanes, count, lane)) continue;
-            const int outcome = start_layer(link, lane, row);
+            const int outcome = start_layer(link, lane, scratch);
             if (outcome != OK || !lane->sequence) return tell(lanes, lane, outcome, which);
         }
         Lane *lane = oldest(lanes, count);
-        int outcome = end_layer(link, lane, row, zeros);
-        if (outcome == OK) outcome = start_layer(link, lane, row);
+        int outcome = end_layer(link, lane, scratch);
+        if (outcome == OK) outcome = start_layer(link, lane, scratch);
         if (outcome != OK || !lane->sequence) return tell(lanes, lane, outcome, which);
     }
 }
 
 /* Run lanes through their steps, in turn, until one is through: its number is put into `which`. The other one's request
  * stays out. Returns OK, or an outcome and in `which` the layer at which it came up. At least one has steps to run. */
-int sn_run(Link *link, Lane *lanes, int64_t count, float *row, const float *zeros, int64_t *which) {
+int sn_run(Link *link, Lane *lanes, int64_t count, const Scratch *scratch, int64_t *which) {
     be_awake(link, 1);
-    const int outcome = run_lanes(link, lanes, count, row, zeros, which);
+    const int outcome = run_lanes(link, lanes, count, scratch, which);
     be_awake(link, 0);
     return outcome;
 }

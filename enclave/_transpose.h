@@ -1,10 +1,18 @@
-/* AVX-512, where compiler and processor have it: the transposition that the passes over an answer are made of. */
+/* AVX-512, where compiler and processor have it: what the passes over an answer are made of. */
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define HAVE_AVX512 1
 #define UNROLL _Pragma("GCC unroll 16")
 #define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
 #define AVX512_INLINE static inline __attribute__((always_inline, target("avx512f,avx512dq,avx512bw,avx512vl")))
+
+/* Copy a run of floats, whole cache lines of it past the caches. */
+AVX512 static void stream_run(float *to, const float *from, int64_t count) {
+    int64_t i = 0;
+    for (; i < count && (uintptr_t)(to + i) % 64; i++) to[i] = from[i];
+    for (; i + 16 <= count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+    for (; i < count; i++) to[i] = from[i];
+}
 
 /* Transpose 16 rows of 16 floats. */
 AVX512_INLINE void transpose16(__m512 v[16]) {

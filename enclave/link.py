@@ -47,8 +47,7 @@ class Accelerator:
         self._native = native.Link()
         self._lanes = (native.Lane * 1)()
         self._plans: list[Plan | None] = [None]
-        self._scratch = np.zeros((2, 0), np.float32)  # of the C loop: a row, and one of zeros
-        self._rows: list[int] = []  # their addresses
+        self._scratch = native.Scratch(0)
         self.crossings = self.bytes_out = self.bytes_in = 0
         self.seconds = 0.0
 
@@ -147,9 +146,8 @@ class Accelerator:
         """Make ready steps of the C loop (``enclave.native.STEP``), whose rows have at most ``width`` columns."""
         layers = [int(layer) for layer in steps["layer"][steps["kind"] == native.FINISH]]
         sent, received = (sum(self._views[layer][side].nbytes for layer in layers) for side in (0, 1))
-        if width > self._scratch.shape[1]:
-            self._scratch = np.zeros((2, width), np.float32)
-            self._rows = [native.address(row) for row in self._scratch]
+        if width > self._scratch.width:
+            self._scratch = native.Scratch(width)
         return Plan(steps, native.address(steps), len(layers), sent, received)
 
     def begin(self, lane: int, plan: Plan, masks: int) -> None:
@@ -185,7 +183,7 @@ class Accelerator:
 
     def _run(self) -> int:
         which = ctypes.c_int64(0)
-        code = native.load()(self._native, self._lanes, len(self._lanes), *self._rows, which)
+        code = native.load()(self._native, self._lanes, len(self._lanes), self._scratch, which)
         if code:
             self._caller.sequence = self._native.sequence
             self._refuse(native.OUTCOMES[code], self._names[which.value])
@@ -216,7 +214,9 @@ class Accelerator:
     @property
     def nbytes(self) -> int:
         """Bytes of private buffers."""
-        return self.private.nbytes + self._scratch.nbytes + sum(kept.nbytes for pair in self.kept for kept in pair)
+        return (
+            self.private.nbytes + self._scratch.memory.nbytes + sum(kept.nbytes for pair in self.kept for kept in pair)
+        )
 
     def phases(self) -> dict[str, float]:
         """Seconds that the C loop spent copying, restoring and sending; 0 without it."""

@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 
 SEND, FINISH = 0, 1
 LINE = 16  # floats of a cache line
+PART = 8192  # floats that the loop takes, or sends, before it looks for more; and up to 16 rows
 OUTCOMES = ("ok", "gone", "late", "failed", "wrong", "not finite", "not right")
 
 COUNTERS = ("waiting_ns", "reading_ns", "finishing_ns", "sending_ns", "checking_ns")
@@ -78,6 +79,20 @@ class Lane(ctypes.Structure):
     )
 
 
+class Scratch(ctypes.Structure):
+    """Private memory that the loop works in, for rows of up to ``width`` floats."""
+
+    _fields_ = (("row", ctypes.c_uint64), ("zeros", ctypes.c_uint64), ("stage", ctypes.c_uint64))
+
+    def __init__(self, width: int) -> None:
+        row = -(-width // LINE) * LINE
+        self.memory = empty(18 * row + PART)
+        self.memory[:] = 0
+        start = address(self.memory)
+        super().__init__(start, start + 4 * row, start + 8 * row)
+        self.width = width
+
+
 class Link(ctypes.Structure):
     """State of the call record, and nanoseconds spent since the start."""
 
@@ -108,8 +123,9 @@ def load() -> Any:
     if library is None:
         return None
     run = library.sn_run
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    run.argtypes = (ctypes.POINTER(Link), ctypes.POINTER(Lane), count, pointer, pointer, ctypes.POINTER(count))
+    count = ctypes.c_int64
+    own = ctypes.POINTER(Link), ctypes.POINTER(Lane), count, ctypes.POINTER(Scratch)
+    run.argtypes = (*own, ctypes.POINTER(count))
     run.restype = ctypes.c_int
     return run
 

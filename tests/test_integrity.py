@@ -102,9 +102,7 @@ def in_c(layer: Answered, checker: Checker, answer: Array | None = None) -> bool
     try:
         link = native.Link(native.address(record), 0, bell, ring, ring, -1, 10**9, 10**9)
         lane = native.Lane(steps=native.address(steps), count=2)
-        row, zeros = np.zeros(max(slots, 16), np.float32), np.zeros(max(slots, 16), np.float32)
-        where = (lane, 1, native.address(row), native.address(zeros))
-        code = native.load()(link, *where, ctypes.c_int64(0))
+        code = native.load()(link, lane, 1, native.Scratch(slots), ctypes.c_int64(0))
     finally:
         os.close(ring)
         os.close(bell)

@@ -157,10 +157,8 @@ def activated(kind: str, x: Array) -> Array:
     wait, ring = os.pipe()
     try:
         link = native.Link(native.address(record), 0, ring, wait, wait, -1, 10**9, 10**9)
-        scratch = np.zeros((2, 16), np.float32)
         lane = native.Lane(steps=native.address(step), count=1)
-        where = lane, 1, native.address(scratch[0]), native.address(scratch[1])
-        assert native.load()(link, *where, ctypes.c_int64(0)) == 0
+        assert native.load()(link, lane, 1, native.Scratch(16), ctypes.c_int64(0)) == 0
     finally:
         os.close(wait)
         os.close(ring)
@@ -211,13 +209,12 @@ def test_nothing_is_in_shared_memory_before_it_is_masked(way: str, kept: bool) -
         pointers["send_scales"], fields["send_scope"] = scales, 1
     for name, value in (fields | {name: native.address(array) for name, array in pointers.items()}).items():
         step[name] = value
-    record, scratch = np.zeros(512, np.uint64), np.zeros((2, 16), np.float32)
+    record, scratch = np.zeros(512, np.uint64), native.Scratch(size)
     link = native.Link(native.address(record), 0, -1, -1, -1, -1, 10**9, 10**9)
 
     def send() -> None:
         lane = native.Lane(steps=native.address(step), count=1, masks=native.address(push))
-        rows = native.address(scratch[0]), native.address(scratch[1])
-        assert native.load()(link, lane, 1, *rows, ctypes.c_int64(0)) == 0
+        assert native.load()(link, lane, 1, scratch, ctypes.c_int64(0)) == 0
 
     send()
     watched.allowed[...] = watched.memory
