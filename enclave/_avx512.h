@@ -11,7 +11,6 @@ enum { AHEAD = 1024 }; /* floats: how far masks are prefetched */
  * its left-hand sides are made on the way: `sums` [VECTORS, rows] from the first of these rows on. */
 AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blocks, int64_t slots, const Check *check,
                                float *sums, int64_t rows) {
-    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
     __m512i worst = _mm512_setzero_si512();
     for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
         __m512 even0 = _mm512_setzero_ps(), odd0 = even0, even1 = even0, odd1 = even0; /* sums of even and odd slots */
@@ -19,14 +18,8 @@ AVX512_INLINE int copy_blocks_(float *private_, const float *shared, int64_t blo
             const int64_t width = slots - s < 16 ? slots - s : 16;
             const __mmask16 some = (__mmask16)((1u << width) - 1);
             __m512 v[16];
-            if (b + 1 < blocks) /* the next block, which lies behind this one */
-                UNROLL for (int r = 0; r < 16; r++)
-                    _mm_prefetch((const char *)(shared + 16 * (slots + s + r)), _MM_HINT_T0);
-            UNROLL for (int r = 0; r < 16; r++) {
-                v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots + s);
-                worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
-            }
-            transpose16(v);
+            const float *next = b + 1 < blocks ? shared + 16 * (slots + s) : 0; /* in the block behind this one */
+            worst = load_block(v, shared + s, slots, some, next, worst);
             if (width == 16)
                 UNROLL for (int r = 0; r < 16; r++) _mm512_storeu_ps(private_ + (s + r) * 16, v[r]);
             else

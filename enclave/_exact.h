@@ -82,7 +82,6 @@ AVX512_INLINE void store_sums(const Sums *sums, int64_t *to, int64_t rows) {
 /* As copy_blocks, to integers; `numbers` are the check's, or NULL. Returns what the answer is. */
 AVX512_INLINE int copy_blocks_exact_(int32_t *private_, const float *shared, int64_t blocks, int64_t slots,
                                      const int32_t *numbers, int64_t *to, int64_t rows) {
-    const __m512i exponent = _mm512_set1_epi32(INFINITE);
     __m512i worst = _mm512_setzero_si512();
     __mmask16 broken = 0;
     for (int64_t b = 0; b < blocks; b++, shared += 16 * slots, private_ += 16 * slots) {
@@ -94,14 +93,8 @@ AVX512_INLINE int copy_blocks_exact_(int32_t *private_, const float *shared, int
             const int32_t *from = numbers ? numbers + s : 0;
             int32_t *target = private_ + 16 * s;
             __m512 v[16];
-            if (b + 1 < blocks) /* the next block, which lies behind this one */
-                UNROLL for (int r = 0; r < 16; r++)
-                    _mm_prefetch((const char *)(shared + 16 * (slots + s + r)), _MM_HINT_T0);
-            UNROLL for (int r = 0; r < 16; r++) {
-                v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots + s);
-                worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
-            }
-            transpose16(v);
+            const float *next = b + 1 < blocks ? shared + 16 * (slots + s) : 0; /* in the block behind this one */
+            worst = load_block(v, shared + s, slots, some, next, worst);
             if (width == 16)
                 UNROLL for (int r = 0; r < 16; r++)
                     broken |= take_slot(&sums, target + 16 * r, v[r], from ? from + r : 0, slots);

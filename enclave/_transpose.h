@@ -38,6 +38,21 @@ AVX512_INLINE void transpose16(__m512 v[16]) {
     }
     UNROLL for (int i = 0; i < 16; i++) v[i] = t[i];
 }
+
+/* Read 16 columns of 16 rows of an answer, each byte once, transposed; 16 lines from `next` on, if
+ * it is not NULL, are fetched. Returns the largest exponents, those of before included. */
+AVX512_INLINE __m512i load_block(__m512 v[16], const float *shared, int64_t slots, __mmask16 some, const float *next,
+                                 __m512i worst) {
+    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+    if (next)
+        UNROLL for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(next + 16 * r), _MM_HINT_T0);
+    UNROLL for (int r = 0; r < 16; r++) {
+        v[r] = _mm512_maskz_loadu_ps(some, shared + r * slots);
+        worst = _mm512_max_epu32(worst, _mm512_and_si512(_mm512_castps_si512(v[r]), exponent));
+    }
+    transpose16(v);
+    return worst;
+}
 #else
 #define HAVE_AVX512 0
 #endif

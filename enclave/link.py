@@ -142,10 +142,11 @@ class Accelerator:
         """The shared view of a layer's answer. Untrusted, and to be read once: through :meth:`read`."""
         return self._views[self.of_lane(layer, lane)][1]
 
-    def plan(self, steps: Array, width: int) -> Plan:
-        """Make ready steps of the C loop (``enclave.native.STEP``), whose rows have at most ``width`` columns."""
+    def plan(self, steps: Array) -> Plan:
+        """Make ready steps of the C loop (``enclave.native.STEP``), and room for the widest row that goes in or out."""
         layers = [int(layer) for layer in steps["layer"][steps["kind"] == native.FINISH]]
         sent, received = (sum(self._views[layer][side].nbytes for layer in layers) for side in (0, 1))
+        width = int(max(steps["send_n"].max(), steps["n"].max()))
         if width > self._scratch.width:
             self._scratch = native.Scratch(width)
         return Plan(steps, native.address(steps), len(layers), sent, received)

@@ -64,9 +64,7 @@ class Stretch:
         self._compile(later)
         self._outputs = {t: array for t, array in self._stored.items() if t in later}
         self._bytes = {t: self._as_bytes(t, types[t]) for t in self._outputs if t in types}
-        widths = [self._shapes[layer.number][1][-1] for layer in layers]
-        widths += [windows[layer.number].gather.channels for layer in layers if layer.number in windows]
-        self._plan = link.plan(self._steps, max(*widths, 16))
+        self._plan = link.plan(self._steps)
 
     def _compile(self, later: set[int]) -> None:
         steps: list[dict[str, Any]] = []

@@ -518,7 +518,7 @@ class Fake:
             "first": (0, -np.inf, np.inf), "second": (0, -np.inf, np.inf), "result": native.address(result),
         }.items():  # fmt: skip
             steps[name] = value
-        self.link.begin(0, self.link.plan(steps, 16), 0)
+        self.link.begin(0, self.link.plan(steps), 0)
         self.link.run(Trace(False))
         return result
 

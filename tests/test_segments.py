@@ -165,6 +165,20 @@ def activated(kind: str, x: Array) -> Array:
     return result[:, 0]
 
 
+@pytest.mark.parametrize("sizes", [(60_000, 3), (3, 60_000)])
+def test_rows_of_any_width_have_room(sizes: tuple[int, int], tmp_path: Path, device_key: Path) -> None:
+    """What is not checked is put together in scratch memory, which must hold what goes in as well as what comes out."""
+    net = Model(2).net()
+    content = net.output(net.dense(net.input(1, sizes[0]), sizes[1])).model.content()
+    bundle = converted(content, tmp_path, device_key, integrity="none")
+    x = random(0, 1, sizes[0])
+    with enclave_here(bundle, device_key, tmp_path / "t.npz") as (executor, _):
+        executor.allocate(0, [(1, sizes[0])])
+        agree(executor.invoke([x])[0], litert(content, [x])[0])
+        if native.load() is not None:
+            assert executor._link is not None and executor._link._scratch.width >= max(sizes)
+
+
 class Watched:
     """Memory that another thread looks at all the while; ``seen`` tells whether anything but ``allowed`` was there."""
 
